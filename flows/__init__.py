@@ -1,0 +1,1 @@
+"""Orchestration: what runs, where and in what order. Never imports a tensor library."""

@@ -1,0 +1,103 @@
+"""``python -m flows``: run a flow with live progress, or serve all of them with Prefect's UI."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from flows.server import DEFAULT_PORT, ServerFailed, started_api
+from tasks.errors import BadInput
+
+if TYPE_CHECKING:
+    from prefect import Flow
+
+FLOWS = {"patching": "which SAE features cause a behaviour, and which words do they add or remove?"}
+DEFAULT_STORE = Path("runs/store")
+DEFAULT_REPORTS_PORT = 4201
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow here, or serve all of them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, question in FLOWS.items():
+        commands.add_parser(name, help=question, add_help=False)
+    serving = commands.add_parser("serve", help="Prefect's UI with forms for all flows, a worker and the reports")
+    serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the Prefect UI (default: %(default)s)")
+    serving.add_argument(
+        "--reports-port", type=int, default=DEFAULT_REPORTS_PORT, help="of the report pages (default: %(default)s)"
+    )
+    serving.add_argument(
+        "--store", type=Path, default=DEFAULT_STORE, help="local store whose reports are shown (default: %(default)s)"
+    )
+    options, rest = parser.parse_known_args(arguments)
+    console = Console(stderr=True)
+    try:
+        if options.command == "serve":
+            parser.parse_args(arguments)  # refuses what it doesn't know
+            return _serve(console, options)
+        return _run(options.command, rest, console)
+    except KeyboardInterrupt:
+        console.print("[yellow]interrupted[/]; finished work is kept, the same command goes on from there")
+        return EXIT_INTERRUPTED
+    except ServerFailed as error:
+        console.print(str(error), style="red", markup=False, highlight=False)
+        return EXIT_FAILED
+
+
+def _serve(console: Console, options: argparse.Namespace) -> int:
+    from flows.serve import serve
+
+    serve(console, options.port, options.reports_port, options.store / "reports")
+    return 0
+
+
+def _run(name: str, arguments: Sequence[str], console: Console) -> int:
+    """Run a flow. The server, if one has to be started, gets ready while the flow is imported."""
+    if {"-h", "--help"} & set(arguments):
+        _parse(name, arguments)
+    with tempfile.TemporaryDirectory() as folder, started_api(Path(folder) / "server.log") as server:
+        from prefect.exceptions import TerminationSignal
+
+        from flows.cli import BadParameters
+        from flows.fanout import StageFailed
+        from flows.terminal import shown
+
+        try:
+            flow, parameters = _parse(name, arguments)
+            if server:
+                server.wait()
+            with shown(console):
+                outcome = asyncio.run(flow(**parameters))
+        except TerminationSignal:  # SIGTERM, to Prefect
+            raise KeyboardInterrupt from None
+        except (BadInput, BadParameters) as error:
+            console.print(str(error), style="red", markup=False, highlight=False)
+            return EXIT_BAD_INPUT
+        except StageFailed as error:
+            console.print(str(error), style="red", markup=False, highlight=False)
+            return EXIT_FAILED
+    outcome.print(Console())
+    return 0
+
+
+def _parse(name: str, arguments: Sequence[str]) -> tuple[Flow[..., Any], dict[str, Any]]:
+    from flows.cli import parse
+
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    return flow, parse(flow, arguments, f"python -m flows {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,53 @@
+"""Where and how shards run: the parameters of a flow that don't change its results."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.launchers.base import Launcher
+from flows.launchers.process import ProcessLauncher
+
+LAUNCHERS: dict[str, type[Launcher[Any]]] = {"process": ProcessLauncher}
+
+
+class Execution(BaseModel):
+    """Where and how the work runs. Nothing here changes a result."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    launcher: Literal["process"] = Field(
+        "process",
+        description="What runs a shard: `process` is a subprocess on this machine.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="`auto` takes the GPUs if this machine has any, else the CPU.",
+    )
+    slots: int | None = Field(
+        None,
+        ge=1,
+        description="Shards at a time. Empty: one for each GPU, or one for every two cores.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads of each shard. Empty: the cores, shared evenly by the slots.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Sequences in one forward pass. Empty: what suits the device; "
+        "it is halved by itself when memory runs out.",
+    )
+    retries: int = Field(
+        3,
+        ge=0,
+        le=20,
+        description="Further attempts at a shard that was killed or met a passing fault. "
+        "Bad input and bugs are never retried.",
+    )
+
+    def make_launcher(self) -> Launcher[Any]:
+        return LAUNCHERS[self.launcher]()

@@ -1,0 +1,143 @@
+"""Fan-out: run the shards of a stage that aren't finished yet, each as a Prefect task run in a slot.
+
+::
+
+    async with FanOut(store, execution, stages=("prepare", "trials")) as fan:
+        [prepared] = await fan.run("prepare", [spec])
+        trials = await fan.run("trials", specs)
+
+Everything is asynchronous and lives in the flow's event loop, so that a cancelled flow, whatever cancelled
+it, unwinds through each of its shards and stops them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import Flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.runtime import flow_run as this_flow_run
+from prefect.tasks import exponential_backoff
+
+from flows.execution import LAUNCHERS, Execution
+from flows.launchers.base import ShardError, ShardLost
+from flows.progress import RunProgress, StageProgress, published, watched
+from flows.shard_task import Shard, Stage, Turn, run_shard
+from tasks.artifacts.catalog import finished
+from tasks.artifacts.manifest import Manifest
+from tasks.artifacts.store import Store
+from tasks.errors import TransientError
+from tasks.registry import kind
+from tasks.spec import TaskSpec
+
+RETRY_BACKOFF_SECONDS = 2
+SHORT_HASH = 8
+
+
+class StageFailed(RuntimeError):
+    """A stage could not be finished; its finished shards and chunks are kept for the next run."""
+
+
+class FanOut:
+    """Runs the stages of one flow run. ``stages`` names those to come, for the picture of the progress."""
+
+    def __init__(self, store: Store, execution: Execution, stages: Sequence[str] = ()) -> None:
+        self._store = store
+        self._execution = execution
+        self._launcher = execution.make_launcher()
+        self._progress = watched.get() or RunProgress()
+        self._progress.plan(stages)
+        self._open = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> FanOut:
+        self._log = get_run_logger()
+        if swept := await self._launcher.sweep():
+            self._log.warning("stopped what a dead run had left behind: %s", ", ".join(swept))
+        self._open.push_async_callback(self._launcher.sweep, this_flow_run.get_id())
+        await self._open.enter_async_context(published(self._progress, this_flow_run.get_flow_name()))
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._open.__aexit__(*error)
+
+    async def run(self, stage: str, specs: Sequence[TaskSpec], *, gpu: bool = True) -> list[Manifest]:
+        """Finish every shard of ``specs`` and return their manifests, in order.
+
+        ``gpu=False`` keeps light work off the GPUs. A shard that fails for good stops the stage at once: the
+        others lose at most a chunk each. One whose retries are used up lets the others finish first.
+
+        Raises:
+            StageFailed: a shard could not be finished.
+        """
+        wanted = {spec.hash: spec for spec in specs}
+        reusable = [spec for spec in wanted.values() if not kind(spec.task).always_run]
+        done = await asyncio.to_thread(finished, self._store, reusable)
+        todo = [spec for spec in wanted.values() if spec.hash not in done]
+        self._log.info("%s: reused %d of %d shards", stage, len(done), len(wanted))
+        progress = self._progress.begin(stage, shards=len(wanted), reused=len(done))
+        try:
+            if todo:
+                done |= await self._run(todo, self._stage(progress, gpu))
+        except BaseException:
+            progress.state = "failed"
+            raise
+        progress.state = "done"
+        return [done[spec.hash] for spec in specs]
+
+    def _stage(self, progress: StageProgress, gpu: bool) -> Stage:
+        slots = self._launcher.slots(
+            device=self._execution.device if gpu else "cpu",
+            count=self._execution.slots,
+            threads=self._execution.threads,
+        )
+        return Stage(progress, self._store, self._launcher, slots, self._execution.batch_size)
+
+    async def _run(self, todo: Sequence[TaskSpec], stage: Stage) -> dict[str, Manifest]:
+        """Run ``todo`` and return the manifests by hash."""
+        done: dict[str, Manifest] = {}
+        lost: list[Exception] = []
+        shard_task = run_shard.with_options(
+            name=stage.progress.name,
+            retries=self._execution.retries,
+            retry_delay_seconds=exponential_backoff(RETRY_BACKOFF_SECONDS),
+        )
+
+        async def run_one(number: int, spec: TaskSpec, turn: Turn) -> None:
+            name = f"{stage.progress.name} {number}/{len(todo)} {spec.hash[:SHORT_HASH]}"
+            try:
+                result = await shard_task(name, Shard(stage, name, spec, turn))
+            except (ShardLost, TransientError) as error:
+                lost.append(error)
+            except Exception:
+                stage.stopped_by = name
+                raise
+            else:
+                if isinstance(result, Manifest):
+                    done[spec.hash] = result
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, spec in enumerate(todo, start=1):
+                    turn = await Turn.taken(stage.turns)
+                    group.create_task(run_one(number, spec, turn))
+        except ExceptionGroup as failed:
+            first = failed.exceptions[0]
+            raise StageFailed(str(first)) if isinstance(first, ShardError) else first from None
+        if lost:
+            raise StageFailed(_summary(lost, len(todo)))
+        return done
+
+
+def _summary(lost: Sequence[Exception], shards: int) -> str:
+    if len(lost) == 1:
+        return str(lost[0])
+    return f"{len(lost)} of {shards} shards were lost; the first: {lost[0]}"
+
+
+async def sweep(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
+    """Hook for cancelled and crashed flows: stop what carries their label. Runs in another process."""
+    for launcher in LAUNCHERS.values():
+        await launcher().sweep(str(flow_run.id))

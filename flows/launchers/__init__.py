@@ -1,0 +1,1 @@
+"""Ways to run a shard: one small interface, one module for each kind of machine."""

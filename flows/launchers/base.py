@@ -1,0 +1,177 @@
+"""The interface between a flow and the machine that runs its shards.
+
+A launcher starts one shard in one slot, follows its output, stops it, and sweeps up what a dead flow left
+behind. Everything it runs carries labels, so that another process can find it.
+"""
+
+from __future__ import annotations
+
+import abc
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import psutil
+
+from flows.slots import Lease, SlotPool
+
+EXIT_BAD_INPUT = 2
+EXIT_TRANSIENT = os.EX_TEMPFAIL
+STDERR_LINES_SHOWN = 20
+
+
+class ShardError(RuntimeError):
+    """A shard did not finish. ``transient`` says whether another attempt can cure it."""
+
+    transient: ClassVar[bool] = False
+
+
+class ShardRejected(ShardError):
+    """The shard refused its input."""
+
+
+class ShardBroken(ShardError):
+    """The shard's code failed: a bug, or a library that doesn't do what the code expects."""
+
+
+class ShardLost(ShardError):
+    """The shard was killed, or met a fault that passes: memory, network, a machine that went away."""
+
+    transient = True
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a running shard carries, to be found by a process that didn't start it."""
+
+    flow_run: str
+    task_run: str
+    stage: str
+    shard: str
+    holder: str
+
+    PREFIX: ClassVar[str] = "TOMOGRAPH_LABEL_"
+
+    def as_environment(self) -> dict[str, str]:
+        return {self.PREFIX + name.upper(): value for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class ShardRun:
+    """One attempt at one shard: where its spec is and how to run it. Nothing here changes the result."""
+
+    spec_url: str
+    labels: Labels
+    device: str
+    threads: int
+    batch_size: int | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """Command line after ``python -m tasks``."""
+        arguments = ["run", self.spec_url, "--device", self.device, "--threads", str(self.threads)]
+        if self.batch_size is not None:
+            arguments += ["--batch-size", str(self.batch_size)]
+        return arguments
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a shard ended.
+
+    ``code`` is the exit code, negative for the signal that killed it. ``failure`` is the shard's own account
+    (its ``failed`` event), ``stderr`` the end of its error output and ``out_of_memory`` the launcher's
+    knowledge that the machine killed it for its memory.
+    """
+
+    code: int
+    failure: dict[str, Any] = field(default_factory=dict)
+    stderr: tuple[str, ...] = ()
+    out_of_memory: bool = False
+
+    def error(self) -> ShardError | None:
+        """The error that this end means, or None when all went well."""
+        if self.code == 0:
+            return None
+        message = str(self.failure.get("message") or "").strip()
+        reason = f": {message}" if message else self._last_words()
+        if self.code == EXIT_BAD_INPUT:
+            return ShardRejected(f"refused its input{reason}")
+        if self.code == EXIT_TRANSIENT:
+            return ShardLost(f"met a passing fault{reason}")
+        if self.out_of_memory:
+            return ShardLost("was killed because the machine ran out of memory; give it fewer slots")
+        if self.code < 0:
+            return ShardLost(f"was killed by {_signal_name(-self.code)}{self._last_words()}")
+        return ShardBroken(
+            f"failed with exit code {self.code}" + (f": {message}" if message else "") + self._last_words()
+        )
+
+    def _last_words(self) -> str:
+        trace = str(self.failure.get("traceback") or "").strip().splitlines()
+        lines = (trace or list(self.stderr))[-STDERR_LINES_SHOWN:]
+        return "\n" + "\n".join(f"  | {line}" for line in lines) if lines else ""
+
+
+HandleT = TypeVar("HandleT")
+
+
+class Launcher(abc.ABC, Generic[HandleT]):
+    """Runs shards on one kind of machine."""
+
+    @abc.abstractmethod
+    def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
+        """The slots for shards on ``device`` ("cpu", "cuda" or "auto"), at most ``count`` of them.
+
+        Where a cluster's scheduler is the queue, a slot is a place in line and its lease holds no lock.
+
+        Raises:
+            BadInput: there is no such device here.
+        """
+
+    @abc.abstractmethod
+    async def start(self, run: ShardRun, lease: Lease) -> HandleT:
+        """Start a shard in a leased slot, which stays taken for as long as the shard lives."""
+
+    @abc.abstractmethod
+    def follow(self, handle: HandleT) -> AsyncIterator[dict[str, Any]]:
+        """Yield the shard's events live, until it ends."""
+
+    @abc.abstractmethod
+    async def wait(self, handle: HandleT) -> Exit:
+        """How the shard ended, once ``follow`` is exhausted."""
+
+    @abc.abstractmethod
+    async def stop(self, handle: HandleT) -> None:
+        """End the shard, first politely. Nothing to do when it has ended."""
+
+    @abc.abstractmethod
+    async def sweep(self, flow_run: str | None = None) -> list[str]:
+        """Stop what carries the label of ``flow_run``, or (None) what a dead flow left behind.
+
+        Returns the names of the shards that were stopped.
+        """
+
+
+def holder() -> str:
+    """A name for this process that no later process has."""
+    return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
+
+
+def holder_lives(name: str) -> bool:
+    """Whether the process that called itself ``name`` still runs on this machine."""
+    pid, _, started = name.partition("@")
+    try:
+        process = psutil.Process(int(pid))
+        return abs(process.create_time() - float(started)) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,194 @@
+"""Shards as subprocesses of the flow, one for each slot of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from flows.launchers.base import Exit, Labels, Launcher, ShardRun, holder_lives
+from flows.slots import Lease, SlotPool, cpu_slots, gpu_slots
+from tasks.errors import BadInput
+
+REPOSITORY = Path(__file__).parents[2]
+STOP_GRACE_SECONDS = 5.0
+REAP_SECONDS = 0.2
+STDERR_LINES_KEPT = 50
+LINE_LIMIT = 4 * 2**20
+
+
+@dataclass
+class ShardProcess:
+    """A running shard. Its stdin stays open: the child ends when the kernel closes it for a dead flow."""
+
+    process: asyncio.subprocess.Process
+    ended: asyncio.Task[int]
+    stderr: deque[str]
+    stderr_reader: asyncio.Task[None]
+    oom_kills_before: int
+    failure: dict[str, Any]
+
+
+class ProcessLauncher(Launcher[ShardProcess]):
+    """``python -m tasks`` in a process group of its own."""
+
+    program: tuple[str, ...] = (sys.executable, "-m", "tasks")
+
+    def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
+        gpus = gpu_slots(count, threads) if device in ("auto", "cuda") else ()
+        if device == "cuda" and not gpus:
+            problem = "this machine shows no GPU (CUDA_VISIBLE_DEVICES, nvidia-smi)"
+            raise BadInput("execution.device", device, problem, "use 'auto' or 'cpu'")
+        return SlotPool(gpus or cpu_slots(count, threads))
+
+    async def start(self, run: ShardRun, lease: Lease) -> ShardProcess:
+        oom_kills_before = _oom_kills()
+        process = await asyncio.create_subprocess_exec(
+            *(*self.program, *run.arguments, "--exit-with-parent"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(run, lease),
+            pass_fds=(lease.fileno(),),
+            start_new_session=True,
+            limit=LINE_LIMIT,
+        )
+        stderr: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
+        return ShardProcess(
+            process,
+            ended=asyncio.create_task(_reap(process)),
+            stderr=stderr,
+            stderr_reader=asyncio.create_task(_keep(process.stderr, stderr)),
+            oom_kills_before=oom_kills_before,
+            failure={},
+        )
+
+    async def follow(self, handle: ShardProcess) -> AsyncIterator[dict[str, Any]]:
+        async for line in _lines(handle.process.stdout):
+            event = _event(line)
+            if event["event"] == "failed":
+                handle.failure = event
+            yield event
+
+    async def wait(self, handle: ShardProcess) -> Exit:
+        code = await handle.ended
+        await handle.stderr_reader
+        oom = code == -signal.SIGKILL and _oom_kills() > handle.oom_kills_before
+        return Exit(code, handle.failure, tuple(handle.stderr), oom)
+
+    async def stop(self, handle: ShardProcess) -> None:
+        if not handle.ended.done():
+            _signal_group(handle.process.pid, signal.SIGTERM)
+            await asyncio.wait([handle.ended], timeout=STOP_GRACE_SECONDS)
+        if not handle.ended.done():
+            _signal_group(handle.process.pid, signal.SIGKILL)
+            await asyncio.wait([handle.ended])
+        handle.stderr_reader.cancel()
+
+    async def sweep(self, flow_run: str | None = None) -> list[str]:
+        found = await asyncio.to_thread(_labelled, flow_run)
+        processes = [process for process, _ in found]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, processes, STOP_GRACE_SECONDS)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        return sorted({shard for _, shard in found})
+
+
+async def _reap(process: asyncio.subprocess.Process) -> int:
+    """Wait for the shard, then end the helpers it left behind: they would hold its slot and its pipes.
+
+    ``Process.wait`` alone waits for the pipes too (before Python 3.12), so for the helpers.
+    """
+    closed = asyncio.create_task(process.wait())
+    while process.returncode is None:
+        await asyncio.wait([closed], timeout=REAP_SECONDS)
+    _signal_group(process.pid, signal.SIGKILL)
+    return process.returncode
+
+
+def _environment(run: ShardRun, lease: Lease) -> dict[str, str]:
+    """This process's environment without Prefect's settings (and its credentials), and the slot's share."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), inherited.get("PYTHONPATH"))))
+    return {
+        **inherited,
+        **run.labels.as_environment(),
+        "PYTHONPATH": path,
+        "CUDA_VISIBLE_DEVICES": lease.slot.gpu or "",
+        "OMP_NUM_THREADS": str(run.threads),
+    }
+
+
+def _event(line: str) -> dict[str, Any]:
+    """A line of the shard's output as an event; what is no JSON is a log line."""
+    with contextlib.suppress(ValueError):
+        event = json.loads(line)
+        if isinstance(event, dict) and "event" in event:
+            return event
+    return {"event": "log", "message": line}
+
+
+async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
+    if stream is None:
+        raise RuntimeError("the shard was started without a pipe for its output")
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:  # longer than LINE_LIMIT, and dropped
+            continue
+        if not line:
+            return
+        yield line.decode(errors="replace").rstrip("\r\n")
+
+
+async def _keep(stream: asyncio.StreamReader | None, lines: deque[str]) -> None:
+    async for line in _lines(stream):
+        lines.append(line)
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+        os.killpg(pid, number)
+
+
+def _labelled(flow_run: str | None) -> list[tuple[psutil.Process, str]]:
+    """Processes with the label of ``flow_run``, or (None) those of flows that no longer live."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except (psutil.Error, OSError):  # another user's, or gone
+            continue
+        labels = {
+            name.removeprefix(Labels.PREFIX).lower(): value
+            for name, value in environment.items()
+            if name.startswith(Labels.PREFIX)
+        }
+        if not {"flow_run", "holder", "shard"} <= labels.keys():
+            continue
+        if labels["flow_run"] == flow_run or (flow_run is None and not holder_lives(labels["holder"])):
+            found.append((process, labels["shard"]))
+    return found
+
+
+def _oom_kills() -> int:
+    """Processes that this machine's kernel has killed for memory so far; 0 where it doesn't say (macOS)."""
+    try:
+        counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counters.get("oom_kill", 0))

@@ -1,0 +1,163 @@
+"""The patching study as a flow: which SAE features cause a behaviour, and which words do they add or remove?"""
+
+from __future__ import annotations
+
+import re
+
+from prefect import flow
+from prefect.runtime import flow_run as this_flow_run
+from pydantic import ValidationError
+
+from flows import patching_plan as plan
+from flows.execution import Execution
+from flows.fanout import FanOut, sweep
+from flows.patching_outcome import publish
+from flows.reports import Outcome, slug
+from tasks.artifacts.shard import Shard
+from tasks.artifacts.store import Store
+from tasks.errors import BadInput
+from tasks.models.spec import ModelRef
+from tasks.patching.load import load_scenario
+from tasks.patching.spec import (
+    ConfirmSettings,
+    ContrastSettings,
+    ScenarioRef,
+    ScreenSettings,
+    SelectionSettings,
+    StudySettings,
+    TrialSettings,
+    VerdictSettings,
+    WordsSettings,
+)
+from tasks.sae.spec import SaeSource
+
+DEFAULTS = StudySettings(saes=SaeSource())
+EXECUTION = Execution()
+
+STAGES = (
+    "prepare",
+    "saes",
+    "activations",
+    "contrast",
+    "screen",
+    "survivors",
+    "trials",
+    "verdict",
+    "confirmation",
+    "final verdict",
+    "words",
+    "report",
+)
+
+
+def _run_name() -> str:
+    parameters = this_flow_run.get_parameters() or {}
+    return study_name(ModelRef.model_validate(parameters["model"]), ScenarioRef.model_validate(parameters["scenario"]))
+
+
+def study_name(model: ModelRef, scenario: ScenarioRef) -> str:
+    """ "smollm2-135m-instruct-slot-machine" """
+    return slug(f"{_last_part(model.source)} {_stem(scenario.source)}")
+
+
+def _last_part(source: str) -> str:
+    return source.rstrip("/").replace("embedded:", "").rpartition("/")[2]
+
+
+def _stem(source: str) -> str:
+    return re.sub(r"\.ya?ml$", "", _last_part(source))
+
+
+@flow(name="patching", flow_run_name=_run_name, on_cancellation=[sweep], on_crashed=[sweep])
+async def patching(
+    model: ModelRef = DEFAULTS.model,
+    saes: SaeSource = DEFAULTS.saes,
+    scenario: ScenarioRef = DEFAULTS.scenario,
+    contrast: ContrastSettings = DEFAULTS.contrast,
+    screen: ScreenSettings = DEFAULTS.screen,
+    selection: SelectionSettings = DEFAULTS.selection,
+    trials: TrialSettings = DEFAULTS.trials,
+    confirm: ConfirmSettings = DEFAULTS.confirm,
+    verdict: VerdictSettings = DEFAULTS.verdict,
+    words: WordsSettings = DEFAULTS.words,
+    seed: int = DEFAULTS.seed,
+    store: str = "runs/store",
+    execution: Execution = EXECUTION,
+) -> Outcome:
+    """Which SAE features cause a behaviour, and which words do they add or remove?
+
+    Args:
+        model: The language model to study.
+        saes: Sparse autoencoders of its residual stream; their features are what is patched.
+        scenario: Prompts, choices, answer parser and the two groups of prompts to contrast.
+        contrast: How candidate features are found, from their activations on two groups of prompts.
+        screen: Exact probabilities of each choice under every edit, from the first token's logits.
+        selection: Which candidates are sampled after the screen.
+        trials: Sampled generations under every condition, controls included.
+        confirm: Repetition of the discoveries on held-out seeds.
+        verdict: When an effect counts as a discovery.
+        words: Which words a feature adds or removes.
+        seed: Every random number of the study derives from it.
+        store: Where results are kept and found again: a folder, or a URL such as s3://bucket/prefix.
+        execution: Where and how the work runs. Nothing in it changes a result.
+    """
+    settings = _settings(
+        model=model,
+        saes=saes,
+        scenario=scenario,
+        seed=seed,
+        contrast=contrast,
+        screen=screen,
+        selection=selection,
+        trials=trials,
+        confirm=confirm,
+        verdict=verdict,
+        words=words,
+    )
+    target = Store(store)
+    page = await _study(settings, target, execution)
+    return await publish(page, target, study_name(model, scenario))
+
+
+async def _study(settings: StudySettings, store: Store, execution: Execution) -> Shard:
+    """Run every stage and return the shard of the report."""
+    scenario = load_scenario(settings.scenario.source)
+    async with FanOut(store, execution, STAGES) as fan:
+        [prepared] = await fan.run("prepare", [plan.prepare(settings, scenario)], gpu=False)
+        study = plan.Plan(settings, scenario, Shard(store, prepared.spec.path).json("study"))
+
+        trained = settings.saes.kind == "train"
+        saes = next(iter(await fan.run("saes", [study.train()] if trained else [])), None)
+        activations = await fan.run("activations", study.activations())
+        [contrast] = await fan.run("contrast", [study.contrast(activations, saes)])
+        if not contrast.counts["candidates"]:
+            raise BadInput(
+                "contrast",
+                settings.contrast.model_dump(),
+                "no feature differs enough between the two groups of prompts to be a candidate",
+                "raise max_q or max_p, lower min_abs_d, or take more prompts_per_group",
+            )
+        screen = await fan.run("screen", study.screen(contrast, saes))
+        [survivors] = await fan.run("survivors", [study.survivors(contrast, screen)], gpu=False)
+        trials = await fan.run("trials", study.discovery(contrast, survivors, saes))
+        [verdict] = await fan.run("verdict", [study.verdict(trials, [])], gpu=False)
+        confirmation = await fan.run("confirmation", study.confirmation(contrast, verdict, saes))
+        [verdict] = await fan.run("final verdict", [study.verdict(trials, confirmation)], gpu=False)
+        [words] = await fan.run("words", [study.words(trials)], gpu=False)
+
+        one = {"study": prepared, "contrast": contrast, "survivors": survivors, "verdict": verdict, "words": words}
+        several = {"activations": activations, "screen": screen, "trials": trials, "confirmation": confirmation}
+        inputs: plan.Inputs = {name: manifest.ref for name, manifest in one.items()}
+        inputs |= {name: [part.ref for part in parts] for name, parts in several.items() if parts}
+        if saes:
+            inputs["saes"] = saes.ref
+        [report] = await fan.run("report", [study.report(inputs)], gpu=False)
+    return Shard(store, report.spec.path)
+
+
+def _settings(**parameters: object) -> StudySettings:
+    """The study as a whole: some settings are wrong only together. Raises: BadInput."""
+    try:
+        return StudySettings.model_validate(parameters)
+    except ValidationError as error:
+        raise BadInput.from_validation(error, "study") from error

@@ -1,0 +1,163 @@
+"""Progress of a run: what the fan-out writes, and what the terminal and the Prefect UI show."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.logging import get_logger
+
+from flows.reports import slug
+
+PUBLISH_SECONDS = 1.0
+LAST_WORDS_SECONDS = 5.0
+
+
+@dataclass
+class ShardProgress:
+    """What a running shard last said about itself."""
+
+    done: float = 0
+    total: float = 0
+    unit: str = ""
+    message: str = ""
+
+    @classmethod
+    def of_event(cls, event: Mapping[str, Any]) -> ShardProgress:
+        known = {"done", "total", "unit", "message"} & event.keys()
+        return cls(**{name: event[name] for name in known if event[name] is not None})
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+
+@dataclass
+class StageProgress:
+    """One stage: ``shards`` in total, of which ``reused`` were found finished and ``finished`` ran now."""
+
+    name: str
+    shards: int = 0
+    reused: int = 0
+    finished: int = 0
+    state: str = "waiting"  # waiting, running, done, failed
+    running: dict[str, ShardProgress] = field(default_factory=dict)
+
+    @property
+    def fraction(self) -> float:
+        if self.state == "done":
+            return 1.0
+        parts = self.reused + self.finished + sum(shard.fraction for shard in self.running.values())
+        return parts / self.shards if self.shards else 0.0
+
+    def describe(self) -> str:
+        """One line: "12 of 40 shards, 8 of them reused; 3 running: 120 of 900 trials"."""
+        if self.state == "waiting":
+            return "waiting"
+        if not self.shards:
+            return "nothing to do"
+        shards = f"{self.shards} shard{'s' if self.shards != 1 else ''}"
+        if self.reused == self.shards:
+            return f"{shards} reused"
+        text = f"{self.reused + self.finished} of {shards}"
+        if self.reused:
+            text += f", {self.reused} of them reused"
+        if self.state == "failed":
+            return f"{text}; stopped"
+        if self.running:
+            text += f"; {len(self.running)} running"
+            if work := self._work():
+                text += f": {work}"
+        return text
+
+    def _work(self) -> str:
+        """What the running shards do: their counts added up when they count the same thing."""
+        shards = [shard for shard in self.running.values() if shard.total]
+        if not shards or len({shard.unit for shard in shards}) > 1:
+            return ""
+        done, total = (sum(getattr(shard, name) for shard in shards) for name in ("done", "total"))
+        text = f"{done:,.0f} of {total:,.0f} {shards[0].unit}".rstrip()
+        return f"{text} ({shards[0].message})" if len(shards) == 1 and shards[0].message else text
+
+
+@dataclass
+class RunProgress:
+    """All stages of a run, in order."""
+
+    stages: dict[str, StageProgress] = field(default_factory=dict)
+
+    def plan(self, names: Sequence[str]) -> None:
+        self.stages = {name: StageProgress(name) for name in names}
+
+    def begin(self, name: str, shards: int, reused: int) -> StageProgress:
+        self.stages[name] = StageProgress(name, shards, reused, state="running")
+        return self.stages[name]
+
+    @property
+    def fraction(self) -> float:
+        return sum(stage.fraction for stage in self.stages.values()) / max(1, len(self.stages))
+
+    def describe(self) -> str:
+        done = sum(stage.state == "done" for stage in self.stages.values())
+        current = [stage for stage in self.stages.values() if stage.state in ("running", "failed")]
+        text = f"{done} of {len(self.stages)} stages done"
+        return "; ".join([text, *(f"{stage.name}: {stage.describe()}" for stage in current)])
+
+
+# Set by a caller that watches the run live, such as the terminal; read by the flow it calls.
+watched: ContextVar[RunProgress | None] = ContextVar("watched", default=None)
+
+
+@contextlib.asynccontextmanager
+async def published(run: RunProgress, prefix: str) -> AsyncIterator[None]:
+    """Keep one progress artifact for the run and one for each stage up to date in Prefect."""
+    over = asyncio.Event()
+    publishing = asyncio.create_task(_Publisher(run, prefix).run_until(over))
+    try:
+        yield
+    finally:
+        over.set()
+        await asyncio.wait([publishing], timeout=LAST_WORDS_SECONDS)
+        publishing.cancel()
+
+
+class _Publisher:
+    def __init__(self, run: RunProgress, prefix: str) -> None:
+        self._run = run
+        self._prefix = prefix
+        self._artifacts: dict[str, tuple[UUID, str]] = {}
+
+    async def run_until(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            await self.publish()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), PUBLISH_SECONDS)
+        await self.publish()
+
+    async def publish(self) -> None:
+        try:
+            await self._show("progress", self._run.fraction, self._run.describe())
+            for number, stage in enumerate(list(self._run.stages.values()), start=1):
+                if stage.shards:
+                    await self._show(f"stage {number:02} {stage.name}", stage.fraction, stage.describe())
+        except Exception as error:  # the picture of the work must not stop the work
+            get_logger("flows").warning("progress could not be shown in Prefect: %s", error)
+
+    async def _show(self, name: str, fraction: float, text: str) -> None:
+        percent = round(100 * fraction, 1)
+        shown = f"{percent} {text}"
+        known = self._artifacts.get(name)
+        if known is None:
+            key = slug(f"{self._prefix} {name}")
+            artifact = await acreate_progress_artifact(percent, key=key, description=text)
+        elif known[1] != shown:
+            artifact = await aupdate_progress_artifact(known[0], percent, description=text)
+        else:
+            return
+        self._artifacts[name] = (artifact, shown)

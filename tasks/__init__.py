@@ -1,0 +1,1 @@
+"""The computation: what runs inside a container, one shard at a time."""

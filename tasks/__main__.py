@@ -1,0 +1,107 @@
+"""``python -m tasks run SPEC_URL``: run one shard, with events as JSON lines on standard output.
+
+Exit codes: 0 finished, 2 the input can't be used, 75 a fault that may pass (or the process was told to end),
+1 a bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+import traceback
+
+from tasks.progress import EventHandler, Report, take_stdout
+from tasks.termination import Terminated, end_with_parent, handle_termination, ignore_termination
+
+EXIT_OK, EXIT_BUG, EXIT_BAD_INPUT, EXIT_TRANSIENT = 0, 1, 2, os.EX_TEMPFAIL
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    report = take_stdout()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("tomograph").addHandler(EventHandler(report))
+    for variable in THREAD_VARIABLES if options.threads else ():
+        os.environ[variable] = str(options.threads)  # before the libraries that read it are loaded
+    handle_termination(EXIT_TRANSIENT)
+    if options.exit_with_parent:
+        end_with_parent()
+    try:
+        _run(options, report)
+    except (Exception, Terminated, KeyboardInterrupt) as error:
+        ignore_termination()
+        return _fail(error, report)
+    return EXIT_OK
+
+
+def _run(options: argparse.Namespace, report: Report) -> None:
+    from tasks.artifacts.catalog import load_spec
+    from tasks.artifacts.store import Store
+    from tasks.context import Runtime
+    from tasks.runner import run_shard
+
+    root, shard = split_spec_url(options.spec)
+    store = Store(root)
+    runtime = Runtime(options.device, options.batch_size, options.threads)
+    run_shard(store, load_spec(store, shard), runtime, report)
+
+
+def split_spec_url(url: str) -> tuple[str, str]:
+    """The store's URL and the spec's path in it.
+
+    Raises:
+        BadInput: ``url`` is not the place of a spec.
+    """
+    from tasks.errors import BadInput
+
+    match = re.fullmatch(r"(?:(.*)/)?(shards/[^/]+/[^/]+/spec\.json)", url)
+    if match is None:
+        raise BadInput("spec", url, "is not the place of a spec", "use STORE/shards/<task>/<hash>/spec.json")
+    return match[1] or ".", match[2]
+
+
+def _fail(error: BaseException, report: Report) -> int:
+    from tasks.artifacts.retry import is_transient
+    from tasks.errors import BadInput
+
+    if isinstance(error, BadInput):
+        kind, code = "bad_input", EXIT_BAD_INPUT
+    elif isinstance(error, Terminated | KeyboardInterrupt) or is_transient(error):
+        kind, code = "transient", EXIT_TRANSIENT
+    else:
+        kind, code = "bug", EXIT_BUG
+    message = str(error) or type(error).__name__
+    trace = "".join(traceback.format_exception(error))
+    report({"event": "failed", "kind": kind, "message": message, "traceback": trace})
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one shard.")
+    run = parser.add_subparsers(required=True).add_parser("run", help="run the shard of a spec")
+    run.add_argument("spec", metavar="SPEC_URL", help="STORE/shards/<task>/<hash>/spec.json")
+    run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)", type=_device)
+    run.add_argument("--batch-size", type=_positive, metavar="N", help="sequences in one forward pass")
+    run.add_argument("--threads", type=_positive, metavar="N", help="CPU threads")
+    run.add_argument("--exit-with-parent", action="store_true", help="end when standard input is closed")
+    return parser
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device; use cpu, cuda or cuda:N")
+    return text
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Float32 logits from a model of 16-bit weights.
+
+A bfloat16 head rounds its logits to steps of 0.125 where they are large, which moves a probability by several
+percent and makes ties. Its inputs and weights are exact in float32, so the same products summed and returned in
+float32 cost little and lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Float32Head:
+    """A stand-in for the forward of a linear head; holds a float32 copy of its weights."""
+
+    def __init__(self, head: nn.Module):
+        self._head = head
+        self._wanted = isinstance(head, nn.Linear) and head.weight.dtype in (torch.bfloat16, torch.float16)
+        if self._wanted:
+            self._weight = head.weight.float()
+            self._bias = None if head.bias is None else head.bias.float()
+            # bfloat16 inputs and weights: a CPU may multiply in bfloat16 and lose nothing.
+            self._precision = "bf16" if head.weight.dtype == torch.bfloat16 else "ieee"
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Inside, the model's logits are float32. A head that is not a 16-bit linear layer stays as it is."""
+        if self._wanted:
+            self._head.forward = self._forward
+        try:
+            yield
+        finally:
+            self._head.__dict__.pop("forward", None)
+
+    def _forward(self, hidden: Tensor) -> Tensor:
+        matmul = torch.backends.mkldnn.matmul
+        before, matmul.fp32_precision = matmul.fp32_precision, self._precision
+        try:
+            return nn.functional.linear(hidden.float(), self._weight, self._bias)
+        finally:
+            matmul.fp32_precision = before

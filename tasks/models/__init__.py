@@ -1,0 +1,1 @@
+"""Language models: where they come from, how they are loaded, where their residual stream is."""

@@ -1,0 +1,69 @@
+"""Which files of a model or adapter folder decide what it computes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+SETTINGS = (
+    CONFIG,
+    ADAPTER_CONFIG,
+    "generation_config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.model",
+    "*.tiktoken",
+)
+SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
+
+IGNORED_PREFIXES = (".", "consolidated")
+"""Hidden files, and the second copy of the weights that Mistral publishes."""
+
+
+def relevant(names: Iterable[str]) -> list[str]:
+    """The files that matter, sorted: configuration, tokenizer, weights."""
+    names = list(names)
+    return sorted({*settings(names), *weights(names)})
+
+
+def settings(names: Iterable[str]) -> list[str]:
+    """Configuration and tokenizer among `names`."""
+    return _matching(names, SETTINGS)
+
+
+def weights(names: Iterable[str]) -> list[str]:
+    """The weights among `names`; those in safetensors win over pickled ones, as they do in transformers."""
+    names = list(names)
+    return _matching(names, SAFETENSORS) or _matching(names, PICKLED)
+
+
+def missing(folder: Path) -> str | None:
+    """Name of a file without which the model in `folder` cannot be loaded; None when it is whole.
+
+    Raises ValueError for an index of shards that is none.
+    """
+    names = [path.name for path in folder.iterdir()]
+    wanted = [CONFIG] if weights(names) else [CONFIG, "model.safetensors"]
+    for name in weights(names):
+        if name.endswith(".index.json"):
+            index = json.loads((folder / name).read_bytes())
+            if not isinstance(index, dict) or "weight_map" not in index:
+                raise ValueError(f"{name} has no weight_map")
+            wanted += sorted(set(index["weight_map"].values()))
+    return next((name for name in wanted if name not in names), None)
+
+
+def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    names = [name for name in names if not name.startswith(IGNORED_PREFIXES)]
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -1,0 +1,43 @@
+"""What a model is, in one string: changes iff weights, configuration, tokenizer or adapter change. No torch here.
+
+A hub name resolves to its commit; folders and GGUF files to a checksum of their content; a folder behind a URL to
+the checksums that its store keeps. Precision and device are no part of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from xxhash import xxh3_128
+
+from tasks.models import files, hub, remote
+from tasks.models.cache import file_digest
+from tasks.models.sources import Source, adapter_source, model_source
+from tasks.models.spec import ModelRef
+
+
+def fingerprint(ref: ModelRef) -> str:
+    """Like "hub-3c1b...", "folder-9af0...", "gguf-77aa...+folder-02d1..." (with an adapter)."""
+    model = source_fingerprint(model_source(ref))
+    adapter = adapter_source(ref)
+    return model if adapter is None else f"{model}+{source_fingerprint(adapter, files.ADAPTER_CONFIG)}"
+
+
+def source_fingerprint(source: Source, config: str = files.CONFIG) -> str:
+    """`config`: the file that a hub repository of this kind has in any case."""
+    match source.kind:
+        case "hub":
+            return f"hub-{hub.commit_of(hub.fetch(source, config))}"
+        case "folder":
+            return f"folder-{_folder_digest(Path(source.location))}"
+        case "gguf":
+            return f"gguf-{file_digest(Path(source.location))}"
+        case "url" | "gguf_url":
+            return f"url-{remote.listing_digest(remote.list_files(source))}"
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = xxh3_128()
+    for name in files.relevant(path.name for path in folder.iterdir() if path.is_file()):
+        digest.update(f"{name}\0{file_digest(folder / name)}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""Load a model, ready for hooks: eval mode, no gradients, with the places of its residual stream.
+
+Attention is transformers' default for the architecture: scaled_dot_product_attention where it has one, else eager.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tasks.errors import TransientError
+from tasks.models import adapter, gguf_weights, hub, remote
+from tasks.models.files import missing
+from tasks.models.fingerprint import fingerprint
+from tasks.models.layout import Layout, verify
+from tasks.models.sources import Source, adapter_source, model_source
+from tasks.models.spec import Dtype, ModelRef
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layout: Layout
+    ref: ModelRef
+
+    @property
+    def device(self) -> torch.device:
+        return self.layout.embeddings.weight.device
+
+    @property
+    def pad_id(self) -> int:
+        """Token for padding; masked, so its choice never changes a result."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return token
+        return 0
+
+
+def load(ref: ModelRef, device: str | torch.device = "cpu", expected_fingerprint: str | None = None) -> LoadedModel:
+    """Fetch, convert and load `ref`; an adapter is merged.
+
+    expected_fingerprint: what an earlier stage recorded; another one is refused.
+    Raises BadInput for whatever is wrong with the reference, before weights are read where that can be known, and
+    TransientError when a place cannot be reached for now.
+    """
+    source, lora = model_source(ref), adapter_source(ref)
+    if expected_fingerprint is not None:
+        _check_unchanged(ref, source, expected_fingerprint)
+    folder = _folder(source, ref.dtype)
+    config = _config(source, folder)
+    lora_folder = None
+    if lora is not None:
+        lora_folder = adapter.local_folder(lora)
+        adapter.check_fits(lora, lora_folder, config)
+    tokenizer = _tokenizer(source, folder)
+
+    model = _weights(source, folder, config, getattr(torch, ref.dtype), device)
+    if lora is not None:
+        model = adapter.merge(lora, lora_folder, model)
+    model = model.eval().requires_grad_(False)
+    layout = Layout.of(model)
+    verify(model, layout)
+    _check_vocabulary(source, tokenizer, layout)
+    return LoadedModel(model, tokenizer, layout, ref)
+
+
+def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, without fetching weights (of a GGUF file: after its one conversion). Raises like `load`."""
+    source = model_source(ref)
+    match source.kind:
+        case "hub":
+            folder = hub.snapshot(source, with_weights=False)
+        case "url":
+            folder = remote.download(source, with_weights=False)
+        case "folder":
+            folder = Path(source.location)
+        case _:
+            folder = _folder(source, ref.dtype)
+    return _tokenizer(source, folder)
+
+
+def _check_unchanged(ref: ModelRef, source: Source, expected: str) -> None:
+    now = fingerprint(ref)
+    if now != expected:
+        raise source.bad(
+            f"the model changed: it was {expected} when the run began and is {now} now",
+            "start the run again, with a fixed revision for a Hugging Face id",
+        )
+
+
+def _folder(source: Source, dtype: Dtype) -> Path:
+    """The model on this machine, in transformers format and whole."""
+    match source.kind:
+        case "hub":
+            folder = hub.snapshot(source)
+        case "url":
+            folder = remote.download(source)
+        case "gguf":
+            return gguf_weights.converted(source, Path(source.location), dtype)
+        case "gguf_url":
+            return gguf_weights.converted(source, next(remote.download(source).iterdir()), dtype)
+        case "folder":
+            folder = Path(source.location)
+    try:
+        name = missing(folder)
+    except ValueError as error:
+        raise source.bad(f"the index of its weights is damaged ({error})", "check that all files are whole") from error
+    if name is None:
+        return folder
+    if source.kind == "hub" and not constants.is_offline_mode():
+        raise TransientError(f"{source.location}: the hub cannot be reached and the local cache has no {name}")
+    raise source.bad(f"there is no {name} in {folder}", "give a model in transformers format with all its files")
+
+
+def _config(source: Source, folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError) as error:
+        raise source.bad(
+            f"transformers cannot read its configuration ({error})",
+            "use a model that this version of transformers supports without code of its own",
+        ) from error
+
+
+def _tokenizer(source: Source, folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise source.bad(
+            f"has no tokenizer that transformers can load ({error})", "put the tokenizer's files beside the model's"
+        ) from error
+
+
+def _check_vocabulary(source: Source, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
+    """Every ordinary token needs an embedding. Added ones may lack it: text-only Gemma 3 has no image token."""
+    rows, added = layout.embeddings.weight.shape[0], tokenizer.added_tokens_decoder
+    if any(token >= rows and token not in added for token in tokenizer.get_vocab().values()):
+        raise source.bad(
+            f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}",
+            "use the tokenizer that belongs to the model",
+        )
+
+
+def attention_implementation(config) -> str | None:
+    """transformers' default, except where scores are soft-capped (Gemma 2): sdpa leaves the cap out in silence."""
+    return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
+
+
+def _weights(
+    source: Source, folder: Path, config: PretrainedConfig, dtype: torch.dtype, device: str | torch.device
+) -> PreTrainedModel:
+    """The model, with every parameter from the checkpoint: none is left at its random initial value."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=attention_implementation(config),
+            output_loading_info=True,
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise source.bad(f"its weights cannot be loaded ({error})", "check that all files are whole") from error
+    if report["missing_keys"]:
+        absent = sorted(report["missing_keys"])
+        raise source.bad(
+            f"the checkpoint lacks {len(absent)} of the model's weights, such as {absent[0]}",
+            "give a checkpoint of a causal language model",
+        )
+    return model

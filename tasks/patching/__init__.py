@@ -1,0 +1,1 @@
+"""Which SAE features cause a behaviour: the patching study."""

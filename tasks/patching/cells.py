@@ -1,0 +1,78 @@
+"""The cells of a study: every condition of every prompt, as edits of bank rows.
+
+Conditions are named after the prompt and the contrast group whose mean is patched in: `safe_with_risky_patch`. Arm
+`random` has the conditions of arm `feature`, written along the candidate's control direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks.engines.interface import Edit
+from tasks.patching.spec import Arm, TrialsParams
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All trials that differ in nothing but their seed."""
+
+    prompt: str
+    condition: str
+    arm: Arm
+    edit: Edit | None
+    candidate: int | None = None
+    layer: int | None = None
+    feature: int | None = None
+    value_name: str | None = None
+    """The contrast group whose mean is patched in."""
+
+    @property
+    def feature_key(self) -> str:
+        """Part of the trial's seed: "L26-1069" for a feature, "L26" for a layer, empty for the baseline."""
+        if self.layer is None:
+            return ""
+        return f"L{self.layer}" if self.feature is None else f"L{self.layer}-{self.feature}"
+
+
+def study_cells(p: TrialsParams, candidates: list[dict]) -> list[Cell]:
+    """Cells of a shard, in their order.
+
+    `candidates`: rows of the input table, in its order; arms `feature` and `random` take `p.start` to `p.stop`,
+    arm `reconstruction` every layer that a row of the table lives on.
+    """
+    cells: list[Cell] = []
+    for arm in p.arms:
+        for prompt in p.prompts:
+            if arm == "baseline":
+                cells.append(Cell(prompt.name, f"{prompt.name}_baseline", arm, None))
+            elif arm == "reconstruction":
+                cells.extend(_reconstruction(p, prompt.name, candidates))
+            else:
+                chosen = candidates[p.start : p.stop]
+                cells.extend(cell for row in chosen for cell in _patched(p, prompt.name, arm, row))
+    return cells
+
+
+def _reconstruction(p: TrialsParams, prompt: str, candidates: list[dict]) -> list[Cell]:
+    a_row_of = {row["layer"]: row["bank_row"] for row in reversed(candidates)}
+    return [
+        Cell(prompt, f"{prompt}_reconstruction", "reconstruction", Edit(row, None, p.scope, "reconstruct"), layer=layer)
+        for layer, row in sorted(a_row_of.items())
+    ]
+
+
+def _patched(p: TrialsParams, prompt: str, arm: Arm, row: dict) -> list[Cell]:
+    bank_row = row["bank_row"] if arm == "feature" else row["control_row"]
+    return [
+        Cell(
+            prompt,
+            f"{prompt}_with_{group}_patch",
+            arm,
+            Edit(bank_row, row[f"value_{side}"], p.scope, p.mode),
+            row["candidate"],
+            row["layer"],
+            row["feature"],
+            group,
+        )
+        for side, group in (("low", p.low), ("high", p.high))
+    ]

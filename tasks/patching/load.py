@@ -1,0 +1,114 @@
+"""Scenarios from YAML, with the files they name read in, so that what is loaded says everything."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from importlib import resources
+from typing import Any
+
+import fsspec
+import yaml
+from pydantic import ValidationError
+
+from tasks.errors import BadInput
+from tasks.patching.scenario import Group, Scenario
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key given twice, of which plain YAML loaders silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def builtin_scenarios() -> list[str]:
+    folder = resources.files("tasks.patching") / "scenarios"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_scenario(source: str) -> Scenario:
+    """A built-in scenario by name, or one from the path or URL of a YAML file. BadInput says what is wrong where."""
+    if source in builtin_scenarios():
+        return parse_scenario(_builtin_text(source), source)
+    if not source.endswith((".yaml", ".yml")):
+        raise BadInput(
+            "scenario", source, "no such scenario", f"name one of {builtin_scenarios()}, or a .yaml file or URL"
+        )
+    scenario = parse_scenario(_read("scenario", source), source)
+    contrast = scenario.contrast
+    resolved = {side: _read_in(getattr(contrast, side), source) for side in ("low", "high")}
+    return scenario.model_copy(update={"contrast": contrast.model_copy(update=resolved)})
+
+
+def parse_scenario(text: str, source: str) -> Scenario:
+    """A scenario from YAML text; `source` is for messages.
+
+    With `extends: NAME`, every key that the text leaves out is that of the built-in scenario.
+    """
+    try:
+        return Scenario.model_validate(_extended(yaml.load(text, _UniqueKeys), source))
+    except yaml.YAMLError as error:
+        raise BadInput("scenario", source, f"not valid YAML: {error}", "correct the file") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadInput(
+            f"scenario {where}".strip(), source, first["msg"] + more, "see scenarios/slot_machine.yaml for the layout"
+        ) from error
+
+
+def _builtin_text(name: str) -> str:
+    return (resources.files("tasks.patching") / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _extended(content: Any, source: str) -> Any:
+    if not isinstance(content, dict) or "extends" not in content:
+        return content
+    base = content["extends"]
+    if base not in builtin_scenarios() or base == source:
+        raise BadInput("scenario extends", base, "not another built-in scenario", f"name one of {builtin_scenarios()}")
+    own = {key: value for key, value in content.items() if key != "extends"}
+    return {**_extended(yaml.load(_builtin_text(base), _UniqueKeys), base), **own}
+
+
+def _read(field: str, url: str) -> str:
+    try:
+        with fsspec.open(url, "r", encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError, ValueError, ImportError) as error:
+        raise BadInput(field, url, f"cannot be read ({error})", "check path, access and encoding (UTF-8)") from error
+
+
+def _read_in(group: Group, scenario_source: str) -> Group:
+    """The group with its file's prompts, or rows of its template, in place of the file."""
+    if group.file is None:
+        return group
+    url = group.file if "://" in group.file else posixpath.join(posixpath.dirname(scenario_source), group.file)
+    lines = [line for line in _read(f"contrast group {group.name}: file", url).splitlines() if line.strip()]
+    items = [_json_line(url, i, line) for i, line in enumerate(lines, 1)] if url.endswith(".jsonl") else lines
+    content: dict[str, Any] = {"rows": items}
+    if group.template is None:
+        content = {"prompts": [item["text"] if isinstance(item, dict) and "text" in item else item for item in items]}
+    try:
+        return Group.model_validate({"name": group.name, "template": group.template, **content})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(
+            f"contrast group {group.name}: file",
+            url,
+            f"item {'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}",
+            "each line: a text, an object with 'text', or with a template an object of its fields",
+        ) from error
+
+
+def _json_line(url: str, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"line {number}", url, f"not JSON ({error})", "write one JSON value a line") from error

@@ -1,0 +1,34 @@
+"""Task `patching.verdict`: the verdict on all trials of a study."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from tasks.artifacts.shard import Shard
+from tasks.context import ShardContext
+from tasks.patching.effects import CELL
+from tasks.patching.spec import VerdictParams
+from tasks.patching.verdict import judge
+
+_COLUMNS = [*CELL, "feature", "trial", "seed", "tokens", "n_tokens", "choice"]
+
+
+def run(ctx: ShardContext) -> None:
+    """Outputs: tables `effects`, `verdict`, `confirm`; json `findings`."""
+    params: VerdictParams = ctx.params
+    discovery = _trials(ctx.inputs("trials"))
+    confirmation = _trials(ctx.inputs("confirmation")) if "confirmation" in ctx.spec.inputs else None
+    verdict = judge(discovery, confirmation, params)
+    ctx.table("effects", verdict.effects)
+    ctx.table("verdict", verdict.verdict)
+    ctx.table("confirm", verdict.confirm)
+    ctx.json("findings", verdict.findings)
+    ctx.count(tests=verdict.findings["tests"], discoveries=len(verdict.verdict), features=len(verdict.confirm))
+    if confirmation is not None:
+        ctx.count(confirmed=verdict.findings["confirmed"])
+    for alarm in verdict.findings["alarms"]:
+        ctx.log(alarm["text"])
+
+
+def _trials(shards: list[Shard]) -> pa.Table:
+    return pa.concat_tables([shard.table("trials", _COLUMNS) for shard in shards])

@@ -1,0 +1,136 @@
+"""Task `patching.screen`: exact first-token probabilities of each choice under every edit.
+
+The decision is usually the first token of the answer. Its probability under an edit follows from one forward pass
+of one token on the prompt's shared keys and values: nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from tasks.context import ShardContext
+from tasks.engines.bank import Bank
+from tasks.engines.interface import Cell, CellResult, Edit
+from tasks.engines.torch_engine import TorchEngine
+from tasks.models.load import load
+from tasks.patching.dictionaries import sae_cache
+from tasks.patching.frame import encode
+from tasks.patching.scenario import INVALID
+from tasks.patching.spec import Arm, ScreenParams
+
+CANDIDATES_PER_CHUNK = 32
+
+
+def dose_value(value_low: float, value_high: float, dose: float) -> float:
+    """The patch value at a dose: 0 is the low group's mean, 1 the high group's, linear between and beyond."""
+    return value_low + dose * (value_high - value_low)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the screen: what was edited, before its probabilities are known."""
+
+    prompt: str
+    arm: Arm
+    edit: Edit | None
+    candidate: int | None = None
+    layer: int | None = None
+    feature: int | None = None
+    dose: float | None = None
+
+
+def run(ctx: ShardContext) -> None:
+    """Table `screen`; unedited and reconstructed prompts appear once, in the shard of the first candidates."""
+    p: ScreenParams = ctx.params
+    contrast = ctx.input("contrast")
+    candidates = contrast.table("candidates").slice(p.start, p.stop - p.start).to_pylist()
+    bank = Bank.from_tensors(next(contrast.torch_tensors("bank")))
+    loaded = load(p.model, ctx.runtime.device, p.model_fingerprint)
+    engine = TorchEngine(loaded, bank, sae_cache(ctx, p.saes).get, ctx.runtime.batch_size)
+    tokens = {prompt.name: tuple(encode(loaded.tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
+    groups = [choice.tokens for choice in p.choices]
+
+    def measure(rows: list[Row]) -> Iterator[tuple[Row, CellResult]]:
+        cells = [Cell(i, tokens[row.prompt], row.edit) for i, row in enumerate(rows)]
+        for result in engine.first_token(cells, groups, p.temperature, p.top_p):
+            yield rows[result.id], result
+
+    plain = [Row(prompt.name, "baseline", None) for prompt in p.prompts]
+    baseline = {row.prompt: result.probabilities for row, result in measure(plain)}
+    for chunk in ctx.chunks(-(-len(candidates) // CANDIDATES_PER_CHUNK)):
+        first = chunk.index * CANDIDATES_PER_CHUNK
+        block = candidates[first : first + CANDIDATES_PER_CHUNK]
+        rows = [row for candidate in block for row in candidate_rows(candidate, p)]
+        if p.start == 0 and chunk.index == 0:
+            rows = plain + reconstruction_rows(contrast.table("candidates").to_pylist(), p) + rows
+        measured = [_record(row, result, baseline[row.prompt], p) for row, result in measure(rows)]
+        chunk.table("screen", pa.Table.from_pylist(measured, schema=schema([c.name for c in p.choices])))
+        chunk.count(cells=len(rows))
+        chunk.commit()
+        ctx.progress(first + len(block), len(candidates), unit="candidates")
+
+
+def candidate_rows(candidate: dict, p: ScreenParams) -> list[Row]:
+    """Every prompt and dose of one candidate, along its own direction and along its random control."""
+    rows = []
+    for prompt in p.prompts:
+        for arm, bank_row in (("feature", candidate["bank_row"]), ("random", candidate["control_row"])):
+            for dose in p.settings.doses:
+                value = dose_value(candidate["value_low"], candidate["value_high"], dose)
+                edit = Edit(bank_row, value, p.scope, p.mode)
+                where = candidate["candidate"], candidate["layer"], candidate["feature"]
+                rows.append(Row(prompt.name, arm, edit, *where, dose))
+    return rows
+
+
+def reconstruction_rows(candidates: list[dict], p: ScreenParams) -> list[Row]:
+    """Each prompt with the SAE of each layer in the stream and nothing set: the effect of reconstruction alone."""
+    a_row_of = {candidate["layer"]: candidate["bank_row"] for candidate in reversed(candidates)}
+    return [
+        Row(prompt.name, "reconstruction", Edit(row, None, p.scope, "reconstruct"), layer=layer)
+        for prompt in p.prompts
+        for layer, row in sorted(a_row_of.items())
+    ]
+
+
+def schema(choices: list[str]) -> pa.Schema:
+    """Columns of `screen`: p_<choice> and effect_<choice> (against the unedited prompt) for each outcome."""
+    outcomes = [*choices, INVALID]
+    return pa.schema(
+        [
+            ("candidate", pa.int32()),
+            ("layer", pa.int32()),
+            ("feature", pa.int32()),
+            ("prompt", pa.string()),
+            ("arm", pa.string()),
+            ("dose", pa.float64()),
+            ("value", pa.float64()),
+            ("f_before", pa.float64()),
+            ("relative_delta", pa.float64()),
+            *((f"p_{name}", pa.float64()) for name in outcomes),
+            *((f"effect_{name}", pa.float64()) for name in outcomes),
+        ]
+    )
+
+
+def _record(row: Row, result: CellResult, baseline, p: ScreenParams) -> dict:
+    names = [choice.name for choice in p.choices]
+    mass = dict(zip(names, result.probabilities.tolist(), strict=True))
+    before = dict(zip(names, baseline.tolist(), strict=True))
+    mass[INVALID], before[INVALID] = 1 - sum(mass.values()), 1 - sum(before.values())
+    return {
+        "candidate": row.candidate,
+        "layer": row.layer,
+        "feature": row.feature,
+        "prompt": row.prompt,
+        "arm": row.arm,
+        "dose": row.dose,
+        "value": row.edit.value if row.edit else None,
+        "f_before": result.f_before,
+        "relative_delta": result.relative_delta,
+        **{f"p_{name}": mass[name] for name in mass},
+        **{f"effect_{name}": mass[name] - before[name] for name in mass},
+    }

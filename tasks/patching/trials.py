@@ -1,0 +1,177 @@
+"""Task `patching.trials`: sampled generations under every condition, with the candidates' activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.context import ShardContext
+from tasks.engines.bank import Bank
+from tasks.engines.interface import Capture, Trial, TrialResult
+from tasks.engines.torch_engine import TorchEngine
+from tasks.models.load import load
+from tasks.patching.cells import Cell, study_cells
+from tasks.patching.dictionaries import sae_cache
+from tasks.patching.frame import encode
+from tasks.patching.parser import Reader, cut_at_stop
+from tasks.patching.seeds import trial_seed
+from tasks.patching.spec import TrialsParams
+
+TRIALS_PER_CHUNK = 512
+CAPTURED_POSITIONS = ("last", "final")
+
+SCHEMA = pa.schema(
+    [
+        ("trial_id", pa.int64()),
+        ("phase", pa.string()),
+        ("prompt", pa.string()),
+        ("condition", pa.string()),
+        ("arm", pa.string()),
+        ("candidate", pa.int32()),
+        ("layer", pa.int32()),
+        ("feature", pa.int32()),
+        ("value_name", pa.string()),
+        ("value", pa.float64()),
+        ("unit", pa.string()),
+        ("trial", pa.int32()),
+        ("seed", pa.int64()),
+        ("response", pa.string()),
+        ("tokens", pa.binary()),
+        ("n_tokens", pa.int32()),
+        ("finish", pa.string()),
+        ("choice", pa.string()),
+        ("amount", pa.float64()),
+        ("parse_rule", pa.string()),
+        ("edits_applied", pa.int32()),
+        ("f_before", pa.float64()),
+        ("relative_delta", pa.float64()),
+    ]
+)
+"""`tokens`: little-endian int32. `trial_id` equals `seed`: both name the trial across shards and phases."""
+
+ROW_SCHEMA = pa.schema(
+    [("trial_id", pa.int64()), ("position_kind", pa.string()), ("position", pa.int32()), ("token", pa.int32())]
+)
+"""Row n labels row n of the tensor `features`."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A trial and the cell it belongs to."""
+
+    cell: Cell
+    number: int
+    seed: int
+
+
+def plan(p: TrialsParams, candidates: list[dict], run_seed: int) -> list[Planned]:
+    """Every trial of a shard, in the order of its tables."""
+    return [
+        Planned(
+            cell,
+            number,
+            trial_seed(run_seed, p.phase, cell.prompt, cell.condition, cell.arm, cell.feature_key, number),
+        )
+        for cell in study_cells(p, candidates)
+        for number in range(p.trial_start, p.trial_stop)
+    ]
+
+
+def run(ctx: ShardContext) -> None:
+    """Tables `trials` and `activation_rows`; tensors `activations`: features [rows, candidates] float16.
+
+    Recorded at the last prompt position and at the last position read, after the edit.
+    """
+    p: TrialsParams = ctx.params
+    contrast, chosen = ctx.input("contrast"), ctx.input("candidates")
+    all_candidates = contrast.table("candidates").to_pylist()
+    by_index = {row["candidate"]: row for row in all_candidates}
+    candidates = [by_index[index] for index in chosen_candidates(chosen)]
+    planned = plan(p, candidates, ctx.seed)
+    loaded = load(p.model, ctx.runtime.device, p.model_fingerprint)
+    bank = Bank.from_tensors(next(contrast.torch_tensors("bank")))
+    engine = TorchEngine(loaded, bank, sae_cache(ctx, p.saes).get, ctx.runtime.batch_size)
+    tokens = {prompt.name: tuple(encode(loaded.tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
+    capture = Capture(rows=[row["bank_row"] for row in all_candidates], positions=CAPTURED_POSITIONS)
+    writer = _Writer(p, loaded.tokenizer, all_candidates[0]["unit"] if all_candidates else None)
+    for chunk in ctx.chunks(-(-len(planned) // TRIALS_PER_CHUNK)):
+        block = planned[chunk.index * TRIALS_PER_CHUNK :][:TRIALS_PER_CHUNK]
+        trials = [
+            Trial(i, tokens[one.cell.prompt], one.seed, one.cell.edit, p.max_new_tokens, p.temperature, p.top_p)
+            for i, one in enumerate(block)
+        ]
+        done = chunk.index * TRIALS_PER_CHUNK
+        results: dict[int, TrialResult] = {}
+        for result in engine.generate(trials, capture):
+            results[result.id] = result
+            ctx.progress(done + len(results), len(planned), unit="trials")
+        ordered = [results[i] for i in range(len(block))]
+        chunk.table("trials", writer.trials(block, ordered))
+        chunk.table("activation_rows", writer.rows(block, ordered))
+        chunk.tensors("activations", {"features": np.concatenate([result.features for result in ordered])})
+        chunk.count(trials=len(block), edits=sum(result.edits_applied for result in ordered))
+        chunk.commit()
+
+
+def chosen_candidates(shard) -> list[int]:
+    """Candidate numbers in the order of the input: `survivors`, or `confirm` of a verdict."""
+    name = "survivors" if "survivors" in shard.manifest.outputs else "confirm"
+    return shard.table(name, ["candidate"])["candidate"].to_pylist()
+
+
+class _Writer:
+    """Trials and their results as table rows."""
+
+    def __init__(self, p: TrialsParams, tokenizer, unit: str | None):
+        self._p, self._tokenizer, self._unit = p, tokenizer, unit
+        self._reader = Reader(p.parser)
+        self._prompts = {prompt.name: prompt for prompt in p.prompts}
+
+    def trials(self, planned: list[Planned], results: list[TrialResult]) -> pa.Table:
+        rows = [self._trial(one, result) for one, result in zip(planned, results, strict=True)]
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    def _trial(self, one: Planned, result: TrialResult) -> dict:
+        response = self._response(result.tokens)
+        decision = self._reader.read(response, self._prompts[one.cell.prompt].fields)
+        cell = one.cell
+        return {
+            "trial_id": one.seed,
+            "phase": self._p.phase,
+            "prompt": cell.prompt,
+            "condition": cell.condition,
+            "arm": cell.arm,
+            "candidate": cell.candidate,
+            "layer": cell.layer,
+            "feature": cell.feature,
+            "value_name": cell.value_name,
+            "value": cell.edit.value if cell.edit else None,
+            "unit": self._unit if cell.edit else None,
+            "trial": one.number,
+            "seed": one.seed,
+            "response": response,
+            "tokens": np.array(result.tokens, "<i4").tobytes(),
+            "n_tokens": len(result.tokens),
+            "finish": result.finish,
+            "choice": decision.choice,
+            "amount": decision.amount,
+            "parse_rule": decision.rule,
+            "edits_applied": result.edits_applied,
+            "f_before": result.f_before,
+            "relative_delta": result.relative_delta,
+        }
+
+    def _response(self, tokens: Iterable[int]) -> str:
+        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return cut_at_stop(text, self._p.stop_strings)
+
+    def rows(self, planned: list[Planned], results: list[TrialResult]) -> pa.Table:
+        rows = [
+            {"trial_id": one.seed, "position_kind": row.kind, "position": row.position, "token": row.token}
+            for one, result in zip(planned, results, strict=True)
+            for row in result.rows
+        ]
+        return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one convention, loaders for the public formats, a small trainer."""

@@ -1,0 +1,139 @@
+"""SAELens folders: `cfg.json` and `sae_weights.safetensors`, of SAELens 6 and of the versions before it.
+
+Activations are those that SAELens returns from `encode` in float32:
+
+- standard (ReLU), jumprelu, topk; gated, whose two paths share their directions and so fold into one threshold;
+- batchtopk and matryoshka_batchtopk training checkpoints, with their running threshold (saved for inference, both
+  are jumprelu);
+- `rescale_acts_by_decoder_norm`: activations of unit decoder rows, as SAELens's.
+
+Refused, since they have no exact canonical form: scalings by a factor of each token, scalings whose factor is not in
+the files, places other than the residual stream, transcoders, temporal and matching-pursuit dictionaries.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.sae import sites
+from tasks.sae.loaders.common import (
+    Dims,
+    canonical,
+    fold_gated,
+    need,
+    per_token,
+    read_json,
+    read_safetensors,
+    refuse,
+    relu,
+    take,
+    threshold,
+    topk,
+)
+from tasks.sae.locate import Files
+from tasks.sae.sae import SAE
+
+FILES = Files("cfg.json", "sae_weights.safetensors", folders=("blocks.{layer}.hook_resid_post", "layer_{layer}"))
+
+BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+ARCHITECTURES = ("standard", "jumprelu", "topk", "gated", *BATCH_TOPK)
+PER_TOKEN = ("layer_norm", "constant_norm_rescale")
+_NOT_FOLDED = "the factor is not in the files; SAELens leaves it out without a word"
+
+
+def check(folder: Path, layer: int) -> Dims:
+    """Read the configuration only. Raises BadInput for what `load` would refuse because of it."""
+    path = folder / FILES.config
+    config = _modern(read_json(path), path)
+    _check_site(config, path, layer)
+    if config["architecture"] not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise refuse(path, f"architecture {config['architecture']!r}", f"has no canonical form; known are {known}")
+    if config["activation_fn"] != "relu":
+        raise refuse(path, f"activation_fn {config['activation_fn']!r}", "only ReLU gates have a canonical form")
+    normalize = config["normalize_activations"]
+    if normalize in PER_TOKEN:
+        raise per_token(path, f"normalize_activations = {normalize!r}")
+    if normalize != "none":
+        remedy = "fold it with SAELens (fold_activation_norm_scaling_factor), save the dictionary and load that"
+        raise refuse(path, f"normalize_activations = {normalize!r}", _NOT_FOLDED, remedy)
+    return Dims(need(config, "d_in", path), need(config, "d_sae", path))
+
+
+def load(folder: Path, layer: int, name: str) -> SAE:
+    """Raises BadInput for files that are broken, of another layer, or can't be folded exactly."""
+    check(folder, layer)
+    path, weights = folder / FILES.config, folder / FILES.weights
+    config = _modern(read_json(path), path)
+    tensors = read_safetensors(weights)
+    scaling = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
+    if scaling is not None and not torch.allclose(scaling.float(), torch.ones(())):
+        raise refuse(weights, "scaling_factor", "a fine-tuned factor per feature is not supported by SAELens 6 either")
+    W_enc, W_dec, b_dec = take(tensors, ("W_enc", "W_dec", "b_dec"), weights)
+    architecture = config["architecture"]
+    if architecture == "gated":
+        W_enc, b_enc, theta = fold_gated(W_enc, *take(tensors, ("r_mag", "b_gate", "b_mag"), weights))
+        gate = threshold(theta, b_enc)
+    else:
+        (b_enc,) = take(tensors, ["b_enc"], weights)
+        if architecture == "topk":
+            gate = topk(config["k"], W_enc.shape[1], path)
+        elif architecture == "standard":
+            gate = relu(b_enc)
+        else:
+            key = "topk_threshold" if architecture in BATCH_TOPK else "threshold"
+            gate = threshold(take(tensors, [key], weights)[0], b_enc)
+    return canonical(
+        layer,
+        name,
+        W_enc,
+        b_enc,
+        W_dec,
+        b_dec,
+        gate,
+        centred=config["apply_b_dec_to_input"],
+        unit_decoder=config["rescale_acts_by_decoder_norm"],
+    )
+
+
+def _modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The fields read here under their SAELens 6 names, with the defaults that SAELens gives to old files."""
+    old = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+    given = {old.get(key, key): value for key, value in config.items()}
+    given |= {key: value for key, value in (config.get("metadata") or {}).items() if value is not None}
+    kwargs = given.get("activation_fn_kwargs") or {}
+    activation = given.get("activation_fn") or "relu"
+    architecture = given.get("architecture") or "standard"
+    if activation == "topk":
+        activation, architecture = "relu", "topk"
+    normalize = given.get("normalize_activations") or "none"
+    return {
+        "architecture": architecture,
+        "activation_fn": activation,
+        "k": given.get("k", kwargs.get("k")),
+        "d_in": need(given, "d_in", path),
+        "d_sae": need(given, "d_sae", path),
+        "hook_name": given.get("hook_name") or given.get("hf_hook_name"),
+        "hook_head_index": given.get("hook_head_index"),
+        "model_kwargs": given.get("model_from_pretrained_kwargs") or {},
+        "apply_b_dec_to_input": given.get("apply_b_dec_to_input", True),
+        "rescale_acts_by_decoder_norm": architecture in ("topk", *BATCH_TOPK)
+        and given.get("rescale_acts_by_decoder_norm", False),
+        "normalize_activations": "expected_average_only_in" if normalize is True else normalize,
+    }
+
+
+def _check_site(config: dict[str, Any], path: Path, layer: int) -> None:
+    sites.check_layer(need(config, "hook_name", path), layer)
+    if config["hook_head_index"] is not None:
+        raise refuse(path, f"hook_head_index = {config['hook_head_index']}", "it reads one attention head")
+    if config["model_kwargs"].get("center_writing_weights"):
+        raise refuse(
+            path,
+            "center_writing_weights",
+            "it was trained on TransformerLens's stream with the mean over dimensions taken out, which is not the "
+            "residual stream of the model itself",
+        )

@@ -1,0 +1,174 @@
+"""Local folders, Hugging Face repositories and URLs behind one interface: which folders there are, get their files.
+
+A place is a root and a pattern of folders below it. Folder names are relative to the root, "" is the root itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import fsspec
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import DryRunError
+from xxhash import xxh3_128
+
+from tasks.errors import BadInput, TransientError
+from tasks.models import hub, remote
+from tasks.models.cache import build_once, file_digest
+from tasks.models.sources import Source
+
+FIELD = "saes.location"
+
+_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<folder>.+))?")
+_WILD = re.compile(r"[*?\[]")
+
+
+class Place(Protocol):
+    pattern: str
+    """Folder asked for, relative to the root, perhaps with wildcards; "" when only the root was named."""
+
+    def folders(self, pattern: str, marker: str) -> list[str]:
+        """Folders that match `pattern` and hold the file `marker`, sorted."""
+
+    def fetch(self, folder: str, files: Sequence[str]) -> Path:
+        """A local folder with these files of `folder`."""
+
+    def fingerprint(self, folder: str, files: Sequence[str]) -> str:
+        """Changes iff the content of the files does (of a Hugging Face repository: iff its commit does)."""
+
+
+def parse(location: str, revision: str | None) -> Place:
+    """The place that a location (with the layer filled in) means. Raises BadInput for one that means none."""
+    if "://" in location and not location.startswith("file://"):
+        return UrlPlace(*_split_wild(location.rstrip("/")))
+    local = location.startswith(("/", ".", "~", "file://"))
+    root, pattern = _split_wild(location.removeprefix("file://").rstrip("/"))
+    folder = Path(root).expanduser()
+    if folder.is_dir():
+        return LocalPlace(folder.resolve(), pattern)
+    match = None if local else _HUB.fullmatch(location)
+    if match is None:
+        raise BadInput(FIELD, location, "is neither an existing folder nor organization/name nor a URL", "check it")
+    return HubPlace(match["repo"], revision, (match["folder"] or "").rstrip("/"))
+
+
+@dataclass(frozen=True)
+class LocalPlace:
+    root: Path
+    pattern: str
+
+    def folders(self, pattern: str, marker: str) -> list[str]:
+        found = self.root.glob(f"{pattern}/{marker}" if pattern else marker)
+        return sorted(_parent(path.relative_to(self.root).as_posix(), marker) for path in found)
+
+    def fetch(self, folder: str, files: Sequence[str]) -> Path:
+        return self.root / folder
+
+    def fingerprint(self, folder: str, files: Sequence[str]) -> str:
+        digest = xxh3_128()
+        for name in files:
+            digest.update(f"{name}\0{file_digest(self.root / folder / name)}\0".encode())
+        return f"folder-{digest.hexdigest()}"
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    repo: str
+    revision: str | None
+    pattern: str
+
+    @property
+    def _source(self) -> Source:
+        return Source("hub", self.repo, FIELD, self.revision)
+
+    def folders(self, pattern: str, marker: str) -> list[str]:
+        wanted = _join(pattern, marker)
+        with hub.errors_of(self._source, wanted):
+            try:
+                listed = snapshot_download(self.repo, revision=self.revision, allow_patterns=[wanted], dry_run=True)
+                names = [file.filename for file in listed]
+            except DryRunError:  # the hub cannot be reached: what the local cache has
+                cached = Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=[wanted]))
+                names = [path.relative_to(cached).as_posix() for path in cached.rglob("*") if path.is_file()]
+        # the hub's wildcards match slashes too
+        found = [name for name in names if name.count("/") == wanted.count("/") and fnmatchcase(name, wanted)]
+        return sorted(_parent(name, marker) for name in found)
+
+    def fetch(self, folder: str, files: Sequence[str]) -> Path:
+        paths = [_join(folder, name) for name in files]
+        with hub.errors_of(self._source, folder or "its files"):
+            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=paths)) / folder
+
+    def fingerprint(self, folder: str, files: Sequence[str]) -> str:
+        with hub.errors_of(self._source, folder or "its files"):
+            file = Path(hf_hub_download(self.repo, _join(folder, files[0]), revision=self.revision))
+        return f"hub-{hub.commit_of(file)}-{folder}"
+
+
+@dataclass(frozen=True)
+class UrlPlace:
+    root: str
+    pattern: str
+
+    @property
+    def _source(self) -> Source:
+        return Source("url", self.root, FIELD)
+
+    def folders(self, pattern: str, marker: str) -> list[str]:
+        with remote.errors_of(self._source):
+            fs, root = fsspec.core.url_to_fs(self.root)
+            wanted = _join(pattern, marker)
+            if _WILD.search(wanted):
+                found = [path[len(root) :].lstrip("/") for path in fs.glob(f"{root}/{wanted}")]
+            else:
+                found = [wanted] if fs.exists(f"{root}/{wanted}") else []
+            return sorted(_parent(path, marker) for path in found)
+
+    def fetch(self, folder: str, files: Sequence[str]) -> Path:
+        def download(into: Path) -> None:
+            with remote.errors_of(self._source):
+                fs, root = fsspec.core.url_to_fs(self.root)
+                for name in files:
+                    target = into / below / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    fs.get_file(_join(f"{root}/{folder}".rstrip("/"), name), str(target))
+            if self.fingerprint(folder, files) != before:
+                raise TransientError(f"{self.root}/{folder} changed while it was downloaded")
+
+        before = self.fingerprint(folder, files)
+        url = urlsplit(self.root)
+        below = _join(f"{url.netloc}{url.path}", folder).strip("/")  # some formats name the layer in the path only
+        return build_once(f"saes/{before}", download) / below
+
+    def fingerprint(self, folder: str, files: Sequence[str]) -> str:
+        digest = xxh3_128()
+        with remote.errors_of(self._source):
+            fs, root = fsspec.core.url_to_fs(self.root)
+            fs.invalidate_cache()
+            for name in files:
+                path = _join(f"{root}/{folder}".rstrip("/"), name)
+                digest.update(f"{name}\0{fs.size(path)}\0{remote.content_tag(fs, fs.info(path))}\0".encode())
+        return f"url-{digest.hexdigest()}"
+
+
+def _split_wild(path: str) -> tuple[str, str]:
+    """("/data/saes", "layer_3/l0_*") from "/data/saes/layer_3/l0_*": the part without wildcards, and the rest."""
+    match = _WILD.search(path)
+    if match is None:
+        return path, ""
+    cut = path.rfind("/", 0, match.start())
+    return (path[:cut] or "/", path[cut + 1 :]) if cut >= 0 else (".", path)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _parent(path: str, marker: str) -> str:
+    return path.removesuffix(marker).rstrip("/")

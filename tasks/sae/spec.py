@@ -1,0 +1,99 @@
+"""Where sparse autoencoders come from, and the task that trains small ones. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tasks.models.spec import ModelRef
+from tasks.spec import TaskKind
+
+SaeKind = Literal["train", "llama_scope", "saelens", "gemma_scope", "sparsify", "dictionary_learning"]
+
+DEFAULT_LAYERS = (8, 14, 20, 26)
+"""Of the embedded SmolLM2-135M, which has blocks 0 to 29."""
+
+
+class TrainSettings(BaseModel):
+    """How small BatchTopK dictionaries are trained. The defaults suit the embedded model on a CPU."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    expansion: int = Field(8, ge=1, description="Features per dimension of the residual stream")
+    d_sae: int | None = Field(None, ge=2, description="Number of features; expansion x d_model when empty")
+    k: int = Field(32, ge=1, description="Features active per token, on average over a batch")
+    tokens: int = Field(100_000, ge=1, description="Tokens of text to read, a tenth of them held out")
+    epochs: int = Field(2, ge=1, description="Times that each token is trained on")
+    library_prose: bool = Field(True, description="Read the Python documentation that comes with Python")
+    texts_share: float = Field(
+        0.3, gt=0, le=1, description="The study's own texts are at most this share of the tokens; all, without prose"
+    )
+    precision: Literal["bfloat16", "float32"] = Field(
+        "bfloat16",
+        description="Of the model while it is read and of the large products in training; bfloat16 is several times "
+        "faster on processors that have it (AVX512-BF16, AMX, GPUs)",
+    )
+
+
+class SaeSource(BaseModel):
+    """Dictionaries for the residual stream after blocks `layers` (0-based)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: SaeKind = Field("train", description="File format of the dictionaries, or train: make small ones here")
+    layers: list[int] = Field(
+        list(DEFAULT_LAYERS),
+        min_length=1,
+        description="Blocks, from 0, after which the residual stream is read and written",
+    )
+    location: str | None = Field(
+        None,
+        description=(
+            "Hugging Face id, local folder or URL, with an optional folder behind it; {layer} stands for the layer "
+            "and * for any name: fnlp/Llama3_1-8B-Base-LXR-8x, /data/saes/layer_{layer}, s3://bucket/layer_{layer}"
+        ),
+    )
+    layer_locations: dict[int, str] = Field(
+        {}, description="Location of single layers, where one pattern does not fit them all"
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face id")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision in which the two matrices are held; arithmetic is float32 in any case"
+    )
+    train: TrainSettings = Field(TrainSettings(), description="Used by the kind train only")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SaeSource:
+        if len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers {self.layers} names a layer twice")
+        if any(layer < 0 for layer in self.layers):
+            raise ValueError(f"layers {self.layers} has a negative one; blocks are counted from 0")
+        missing = [layer for layer in self.layers if layer not in self.layer_locations]
+        if self.kind != "train" and self.location is None and missing:
+            raise ValueError(f"kind {self.kind} needs a location for layers {missing}")
+        return self
+
+
+class SaeTrainParams(BaseModel):
+    """Params of `sae.train`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelRef
+    model_fingerprint: str
+    """`tasks.models.fingerprint.fingerprint(model)`: another model is refused."""
+    layers: list[int]
+    settings: TrainSettings = TrainSettings()
+    texts: list[str] = []
+    """Read beside the library prose, each as a sequence of its own."""
+    chat: bool = False
+    """`texts` are a user's messages in the model's chat template, after the message `system` if there is one."""
+    system: str | None = None
+    answer_prefix: str = ""
+    """Comes after each text, or after its chat template."""
+    corpus_fingerprint: str
+    """`tasks.sae.corpus.library_fingerprint()`: Python's documentation differs between its releases."""
+
+
+KINDS = (TaskKind(name="sae.train", version=1, params=SaeTrainParams, entry="tasks.sae.run:run"),)

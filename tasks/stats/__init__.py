@@ -1,0 +1,1 @@
+"""Tests on proportions and means, intervals, false discovery rate, permutation."""

