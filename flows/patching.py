@@ -9,6 +9,7 @@ from prefect.runtime import flow_run as this_flow_run
 from pydantic import ValidationError
 
 from flows import patching_plan as plan
+from flows.engines import require, with_engine
 from flows.execution import Execution
 from flows.fanout import FanOut, sweep
 from flows.patching_outcome import publish
@@ -16,7 +17,7 @@ from flows.reports import Outcome, slug
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
-from tasks.models.spec import ModelRef
+from tasks.models.spec import ModelInfo, ModelRef
 from tasks.patching.load import load_scenario
 from tasks.patching.spec import (
     ConfirmSettings,
@@ -99,7 +100,7 @@ async def patching(
         words: Which words a feature adds or removes.
         seed: Every random number of the study derives from it.
         store: Where results are kept and found again: a folder, or a URL such as s3://bucket/prefix.
-        execution: Where and how the work runs. Nothing in it changes a result.
+        execution: Where and how the work runs. Nothing in it changes a result, but for what `auto` engines choose.
     """
     settings = _settings(
         model=model,
@@ -122,9 +123,12 @@ async def patching(
 async def _study(settings: StudySettings, store: Store, execution: Execution) -> Shard:
     """Run every stage and return the shard of the report."""
     scenario = load_scenario(settings.scenario.source)
+    require(settings.trials.engine, execution)
     async with FanOut(store, execution, STAGES) as fan:
         [prepared] = await fan.run("prepare", [plan.prepare(settings, scenario)], gpu=False)
-        study = plan.Plan(settings, scenario, Shard(store, prepared.spec.path).json("study"))
+        found = Shard(store, prepared.spec.path).json("study")
+        settings = with_engine(settings, ModelInfo.model_validate(found["model_info"]), execution)
+        study = plan.Plan(settings, scenario, found)
 
         trained = settings.saes.kind == "train"
         saes = next(iter(await fan.run("saes", [study.train()] if trained else [])), None)

@@ -75,7 +75,10 @@ def trial_blocks(candidates: int, trials_per_cell: int, cells_per_candidate: int
 
 @dataclass(frozen=True)
 class Plan:
-    """Specs of every stage. ``prepared`` is what ``patching.prepare`` found out (its json ``study``)."""
+    """Specs of every stage. ``prepared`` is what ``patching.prepare`` found out (its json ``study``).
+
+    ``settings`` name their engine: `auto` is settled before a plan is made.
+    """
 
     settings: StudySettings
     scenario: Scenario
@@ -208,6 +211,7 @@ class Plan:
     def _trials(self, phase: Phase, arms: Sequence[Arm], block: Block, inputs: Inputs) -> TaskSpec:
         params = kinds.TrialsParams(
             **self._on_model_with_saes(),
+            engine=self.settings.trials.engine,
             phase=phase,
             prompts=self.scenario.prompts,
             parser=self.scenario.parser,

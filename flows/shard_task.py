@@ -17,6 +17,7 @@ from prefect.states import Cancelled
 from flows.launchers.base import Exit, Labels, Launcher, ShardLost, ShardRun, holder
 from flows.progress import ShardProgress, StageProgress
 from flows.slots import Lease, Slot, SlotPool
+from tasks import registry
 from tasks.artifacts.catalog import store_spec
 from tasks.artifacts.manifest import Manifest, read_manifest
 from tasks.artifacts.store import Store
@@ -121,9 +122,10 @@ class Shard:
                 shard=self._spec.path,
                 holder=holder(),
             ),
-            device="cpu" if slot.gpu is None else "cuda",
+            device=slot.device,
             threads=slot.threads,
             batch_size=self.stage.batch_size,
+            environment=registry.environment(self._spec),
         )
 
 

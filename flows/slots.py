@@ -36,6 +36,11 @@ class Slot:
     gpu: str | None
     threads: int
 
+    @property
+    def device(self) -> str:
+        """As a shard's ``--device``: the one GPU that it sees, or the CPU."""
+        return "cpu" if self.gpu is None else "cuda"
+
 
 class Lease:
     """A slot held by this process, and by each child that inherits ``fileno()``."""

@@ -60,6 +60,12 @@ def resolve(spec: TaskSpec) -> tuple[TaskKind, BaseModel]:
     return found, found.validate(spec.params)
 
 
+def environment(spec: TaskSpec) -> str:
+    """Name of the environment that a shard runs in. Raises like `resolve`."""
+    found, params = resolve(spec)
+    return found.environment(params)
+
+
 def _rooms(only: str | None = None) -> Iterator[str]:
     for room in pkgutil.iter_modules(tasks.__path__):
         module = f"tasks.{room.name}.spec"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from tasks.errors import BadInput
 HASH_LENGTH = 32
 
 Inputs = Mapping[str, "InputRef | Sequence[InputRef]"]
+
+TORCH = "torch"
+"""The environment that most shards run in: the installed extra `tasks`."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -87,6 +90,11 @@ class TaskKind:
     """``"module:function"``, imported only in the process that runs the shard."""
     always_run: bool = False
     """Computed every time although a manifest exists, for cheap checks of the outside world."""
+    environment: Callable[[Any], str] = lambda params: TORCH
+    """Name of the environment (set of installed packages) that runs a shard with these parameters.
+
+    What the name means is the launcher's business: an interpreter, an image.
+    """
 
     def spec(self, params: BaseModel | Mapping[str, Any], inputs: Inputs | None = None, seed: int = 0) -> TaskSpec:
         """The shard of this kind with these parameters, all defaults written out.

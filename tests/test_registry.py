@@ -20,6 +20,11 @@ def test_plugins(toy_tasks: None) -> None:
     assert "toy.squares" in registry.kinds()
 
 
+def test_the_environment_follows_from_the_parameters(toy_tasks: None) -> None:
+    assert registry.environment(registry.kind("toy.squares").spec({"n": 3})) == "torch"
+    assert registry.environment(registry.kind("toy.where").spec({"environment": "other"})) == "other"
+
+
 def test_unknown_tasks_are_told_the_known_ones(toy_tasks: None) -> None:
     with pytest.raises(BadInput, match=r"'toy\.cubes'.*no such task.*toy\.squares"):
         registry.kind("toy.cubes")

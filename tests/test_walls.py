@@ -18,19 +18,25 @@ package = importlib.import_module(sys.argv[1])
 names = [module.name for module in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 assert names, "no modules found"
 for name in names:
-    importlib.import_module(name)
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in sys.argv[3].split(","):
+            raise
 loaded = {name.split(".")[0] for name in sys.modules} | set(sys.modules)
 print(*sorted(loaded & set(sys.argv[2].split(","))))
 """
 
 HEAVY = ("torch", "transformers", "vllm", "safetensors.torch", "peft", "jax", "tensorflow")
 ORCHESTRATION = ("prefect", "flows")
+ELSEWHERE = ("triton", "vllm")
+"""What the tests' own environment need not have."""
 
 
 def forbidden_after_importing(package: str, forbidden: tuple[str, ...]) -> list[str]:
     """Which of ``forbidden`` a fresh interpreter has loaded once it has imported all of ``package``."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, package, ",".join(forbidden)],
+        [sys.executable, "-c", PROGRAM, package, ",".join(forbidden), ",".join(ELSEWHERE)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,

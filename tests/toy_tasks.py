@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sys
 import time
 from typing import Literal
 
@@ -43,6 +44,12 @@ class UnstableParams(BaseModel):
 
     chunks: int = 5
     sleep_s: float = 0.05
+
+
+class WhereParams(BaseModel):
+    """In which environment to run."""
+
+    environment: str = "torch"
 
 
 class CheckParams(BaseModel):
@@ -91,6 +98,10 @@ def stuck(ctx: ShardContext) -> None:
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 
 
+def where(ctx: ShardContext) -> None:
+    ctx.json("where", {"executable": sys.executable, "prefix": sys.prefix})
+
+
 def check(ctx: ShardContext) -> None:
     ctx.json("file", {"size": os.path.getsize(ctx.params.path)})
 
@@ -119,5 +130,6 @@ KINDS = (
     TaskKind("toy.sum", 1, SumParams, "tests.toy_tasks:total"),
     TaskKind("toy.unstable", 1, UnstableParams, "tests.toy_tasks:unstable"),
     TaskKind("toy.stuck", 1, NoParams, "tests.toy_tasks:stuck"),
+    TaskKind("toy.where", 1, WhereParams, "tests.toy_tasks:where", environment=lambda params: params.environment),
     TaskKind("toy.check", 1, CheckParams, "tests.toy_tasks:check", always_run=True),
 )

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import psutil
 
 from flows.slots import Lease, SlotPool
+from tasks.spec import TORCH
 
 EXIT_BAD_INPUT = 2
 EXIT_TRANSIENT = os.EX_TEMPFAIL
@@ -67,6 +68,8 @@ class ShardRun:
     device: str
     threads: int
     batch_size: int | None = None
+    environment: str = TORCH
+    """Name of the environment that the kind of shard asks for."""
 
     @property
     def arguments(self) -> list[str]:
@@ -129,6 +132,14 @@ class Launcher(abc.ABC, Generic[HandleT]):
 
         Raises:
             BadInput: there is no such device here.
+        """
+
+    @abc.abstractmethod
+    def check_environment(self, environment: str, device: str) -> None:
+        """Refuse an environment that shards on ``device`` ("cpu" or "cuda") can't be started in.
+
+        Raises:
+            BadInput: saying what to do.
         """
 
     @abc.abstractmethod

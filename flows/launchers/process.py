@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from typing import Any
 
 import psutil
 
+from flows.launchers import environments
 from flows.launchers.base import Exit, Labels, Launcher, ShardRun, holder_lives
+from flows.launchers.environments import REPOSITORY
 from flows.slots import Lease, SlotPool, cpu_slots, gpu_slots
 from tasks.errors import BadInput
 
-REPOSITORY = Path(__file__).parents[2]
 STOP_GRACE_SECONDS = 5.0
 REAP_SECONDS = 0.2
 STDERR_LINES_KEPT = 50
@@ -42,8 +42,6 @@ class ShardProcess:
 class ProcessLauncher(Launcher[ShardProcess]):
     """``python -m tasks`` in a process group of its own."""
 
-    program: tuple[str, ...] = (sys.executable, "-m", "tasks")
-
     def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
         gpus = gpu_slots(count, threads) if device in ("auto", "cuda") else ()
         if device == "cuda" and not gpus:
@@ -51,10 +49,17 @@ class ProcessLauncher(Launcher[ShardProcess]):
             raise BadInput("execution.device", device, problem, "use 'auto' or 'cpu'")
         return SlotPool(gpus or cpu_slots(count, threads))
 
+    def check_environment(self, environment: str, device: str) -> None:
+        environments.check(environment, device)
+
+    def program(self, environment: str) -> tuple[str, ...]:
+        """Command of a shard, without its arguments. Raises BadInput: there is no such environment."""
+        return (environments.interpreter(environment), "-m", "tasks")
+
     async def start(self, run: ShardRun, lease: Lease) -> ShardProcess:
         oom_kills_before = _oom_kills()
         process = await asyncio.create_subprocess_exec(
-            *(*self.program, *run.arguments, "--exit-with-parent"),
+            *(*self.program(run.environment), *run.arguments, "--exit-with-parent"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

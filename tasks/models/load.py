@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import peft
 import torch
+import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import (
@@ -22,6 +24,7 @@ from transformers import (
 
 from tasks.errors import TransientError
 from tasks.models import adapter, gguf_weights, hub, remote
+from tasks.models.cache import build_once
 from tasks.models.files import missing
 from tasks.models.fingerprint import fingerprint
 from tasks.models.layout import Layout, verify
@@ -90,6 +93,26 @@ def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
         case _:
             folder = _folder(source, ref.dtype)
     return _tokenizer(source, folder)
+
+
+def local_folder(ref: ModelRef, expected_fingerprint: str | None = None) -> Path:
+    """`ref` on this machine as a folder in transformers format: for an engine that reads the weights itself.
+
+    A GGUF file is converted and an adapter merged, in `ref.dtype`, once per machine. Raises like `load`.
+    """
+    source = model_source(ref)
+    if expected_fingerprint is not None:
+        _check_unchanged(ref, source, expected_fingerprint)
+    if ref.adapter is None:
+        return _folder(source, ref.dtype)
+
+    def merge(folder: Path) -> None:
+        loaded = load(ref)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+
+    name = f"{fingerprint(ref)}-{ref.dtype}-transformers-{transformers.__version__}-peft-{peft.__version__}"
+    return build_once(f"merged/{name}", merge)
 
 
 def _check_unchanged(ref: ModelRef, source: Source, expected: str) -> None:

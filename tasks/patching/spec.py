@@ -14,6 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.engines.choice import EngineChoice, EngineName
 from tasks.models.spec import ModelRef
 from tasks.patching.scenario import Contrast, Frame, Parser, Prompt, Scenario
 from tasks.sae.spec import SaeSource
@@ -119,6 +120,14 @@ class TrialSettings(_Model):
         description="'keep_error' moves the residual along one decoder row. 'reconstruct' replaces it by the SAE's "
         "edited reconstruction and so drops the SAE's error; effects are then measured against reconstruction.",
     )
+    engine: EngineChoice = Field(
+        "auto",
+        description="What samples the generations. 'torch' runs every model, on CPUs and GPUs. 'vllm' is meant for "
+        "large models on GPUs and needs an environment of its own (see the README). 'auto' is vllm on GPUs where its "
+        "environment is there and takes the model, else torch. The first-token screen runs on torch in any case: "
+        "there an edit costs one forward pass of one token, since all of them share a prompt's keys and values; "
+        "vLLM's prefix cache has to keep edits apart.",
+    )
 
     @model_validator(mode="after")
     def _greedy_repeats_are_no_samples(self) -> TrialSettings:
@@ -191,6 +200,10 @@ class StudySettings(_Model):
                 "held-out seeds confirm nothing. Set trials.temperature above 0, or confirm.enabled=false"
             )
         return self
+
+    def with_engine(self, engine: EngineName) -> StudySettings:
+        """This study with its choice of an engine settled."""
+        return self.model_copy(update={"trials": self.trials.model_copy(update={"engine": engine})})
 
 
 # What one task needs
@@ -286,6 +299,7 @@ class TrialsParams(_OnModelWithSaes):
     the input) don't depend on that range, so they run once, in shards of their own.
     """
 
+    engine: EngineName
     phase: Phase
     arms: list[Arm] = Field(min_length=1)
     prompts: list[Prompt]
@@ -326,7 +340,9 @@ ACTIVATIONS = TaskKind("patching.activations", 1, ActivationsParams, "tasks.patc
 CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run")
 SCREEN = TaskKind("patching.screen", 1, ScreenParams, "tasks.patching.screen:run")
 SURVIVORS = TaskKind("patching.survivors", 1, SurvivorsParams, "tasks.patching.survivors:run")
-TRIALS = TaskKind("patching.trials", 1, TrialsParams, "tasks.patching.trials:run")
+TRIALS = TaskKind(
+    "patching.trials", 1, TrialsParams, "tasks.patching.trials:run", environment=lambda params: params.engine
+)
 VERDICT = TaskKind("patching.verdict", 1, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")
 

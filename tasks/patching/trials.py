@@ -11,8 +11,7 @@ import pyarrow as pa
 from tasks.context import ShardContext
 from tasks.engines.bank import Bank
 from tasks.engines.interface import Capture, Trial, TrialResult
-from tasks.engines.torch_engine import TorchEngine
-from tasks.models.load import load
+from tasks.engines.open import OpenEngine, open_engine
 from tasks.patching.cells import Cell, study_cells
 from tasks.patching.dictionaries import sae_cache
 from tasks.patching.frame import encode
@@ -91,12 +90,26 @@ def run(ctx: ShardContext) -> None:
     by_index = {row["candidate"]: row for row in all_candidates}
     candidates = [by_index[index] for index in chosen_candidates(chosen)]
     planned = plan(p, candidates, ctx.seed)
-    loaded = load(p.model, ctx.runtime.device, p.model_fingerprint)
-    bank = Bank.from_tensors(next(contrast.torch_tensors("bank")))
-    engine = TorchEngine(loaded, bank, sae_cache(ctx, p.saes).get, ctx.runtime.batch_size)
-    tokens = {prompt.name: tuple(encode(loaded.tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
     capture = Capture(rows=[row["bank_row"] for row in all_candidates], positions=CAPTURED_POSITIONS)
-    writer = _Writer(p, loaded.tokenizer, all_candidates[0]["unit"] if all_candidates else None)
+    unit = all_candidates[0]["unit"] if all_candidates else None
+    with open_engine(
+        p.engine,
+        p.model,
+        Bank.from_tensors(next(contrast.torch_tensors("bank"))),
+        sae_cache(ctx, p.saes).get,
+        model_fingerprint=p.model_fingerprint,
+        device=ctx.runtime.device,
+        batch_size=ctx.runtime.batch_size,
+    ) as opened:
+        _generate(ctx, opened, planned, capture, unit)
+        ctx.note("engine", opened.facts)
+
+
+def _generate(ctx: ShardContext, opened: OpenEngine, planned: list[Planned], capture: Capture, unit: str | None):
+    """Run and commit the trials, chunk by chunk."""
+    p: TrialsParams = ctx.params
+    tokens = {prompt.name: tuple(encode(opened.tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
+    writer = _Writer(p, opened.tokenizer, unit)
     for chunk in ctx.chunks(-(-len(planned) // TRIALS_PER_CHUNK)):
         block = planned[chunk.index * TRIALS_PER_CHUNK :][:TRIALS_PER_CHUNK]
         trials = [
@@ -105,7 +118,7 @@ def run(ctx: ShardContext) -> None:
         ]
         done = chunk.index * TRIALS_PER_CHUNK
         results: dict[int, TrialResult] = {}
-        for result in engine.generate(trials, capture):
+        for result in opened.engine.generate(trials, capture):
             results[result.id] = result
             ctx.progress(done + len(results), len(planned), unit="trials")
         ordered = [results[i] for i in range(len(block))]

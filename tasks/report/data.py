@@ -311,5 +311,7 @@ class RunFacts(Record):
     """Timings, memory, hosts and versions: the only part that may differ between equal studies."""
 
     stages: list[StageRun]
+    engines: list[str]
+    """What sampled the trials: name, version, trials in flight."""
     versions: dict[str, list[str]]
     hosts: list[str]

@@ -19,6 +19,7 @@ def run_facts(stages: Iterable[tuple[str, Sequence[Shard]]]) -> RunFacts:
             versions.setdefault(name, set()).add(version)
     return RunFacts(
         stages=[_stage(name, several) for name, several in stages],
+        engines=sorted({_engine(run["notes"]["engine"]) for run in runs if "engine" in run.get("notes", {})}),
         versions={name: sorted(found) for name, found in sorted(versions.items())},
         hosts=sorted({run["host"] for run in runs if run.get("host")}),
     )
@@ -35,6 +36,10 @@ def _stage(name: str, runs: Sequence[dict[str, Any]]) -> StageRun:
         peak_gpu_bytes=_peak(runs, "cuda_bytes"),
         devices=sorted({_device(run) for run in runs if run.get("device")}),
     )
+
+
+def _engine(facts: dict[str, Any]) -> str:
+    return f"{facts['name']} {facts['version']} with up to {facts['batch_size']} trials at a time"
 
 
 def _peak(runs: Sequence[dict[str, Any]], kind: str) -> int | None:

@@ -99,7 +99,8 @@ def measure(what: str, store: Path) -> float:
         class NoWork(ProcessLauncher):
             """Starts a process that does nothing, in place of the shard."""
 
-            program = ("true",)
+            def program(self, environment: str) -> tuple[str, ...]:
+                return ("true",)
 
         class WithoutWork(Execution):
             def make_launcher(self) -> NoWork:

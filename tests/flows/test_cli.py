@@ -102,7 +102,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_help_shows_every_group_without_starting_anything() -> None:
     done = run("patching", "--help")
     assert done.returncode == 0
-    for flag in ("--config FILE", "--model.source", "--trials.trials_per_cell", "--execution.slots", "--store"):
+    for flag in ("--config FILE", "--model.source", "--trials.engine", "--execution.slots", "--store"):
         assert flag in done.stdout
 
 
@@ -124,6 +124,18 @@ def test_settings_that_are_wrong_together_are_refused_before_any_shard(prefect_s
     done = run("patching", *greedy, "--store", str(tmp_path / "store"))
     assert done.returncode == 2
     assert "confirm.enabled=true with trials.temperature=0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_engine_that_is_not_there_is_refused_before_any_shard(prefect_server: str, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "bin" / "python")
+    arguments = ["--trials.engine", "vllm", "--execution.device", "cpu", "--store", str(tmp_path / "store")]
+    done = run("patching", *arguments, TOMOGRAPH_VLLM_PYTHON=nowhere)
+    assert done.returncode == 2
+    assert f"trials.engine = 'vllm': TOMOGRAPH_VLLM_PYTHON names {nowhere}, which is no program" in " ".join(
+        done.stderr.split()
+    )
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "store").exists()
 

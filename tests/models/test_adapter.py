@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tasks.errors import BadInput
 from tasks.models import load as load_module
-from tasks.models.load import load
+from tasks.models.fingerprint import fingerprint
+from tasks.models.load import load, local_folder
 from tasks.models.spec import ModelRef
 from tests.models.test_hub import lay_out
 from tests.models.tiny import save_tiny_model, tiny_model
@@ -73,6 +74,20 @@ def test_other_architectures(name, targets, tmp_path):
     attached = PeftModel.from_pretrained(load(ModelRef(source=str(folder))).model, adapter).eval()
     merged = load(ref(folder, adapter)).model(IDS).logits
     torch.testing.assert_close(merged, attached(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_merged_model_is_a_folder_for_other_programs(tiny_folder, adapter):
+    """Merged once; what is read from the folder equals what is merged in memory, and the base stays as it is."""
+    lora = ref(tiny_folder, adapter)
+    folder = local_folder(lora, fingerprint(lora))
+    merged, again = load(lora), load(ModelRef(source=str(folder)))
+    assert torch.equal(again.model(IDS).logits, merged.model(IDS).logits)
+    assert not torch.equal(again.model(IDS).logits, load(ModelRef(source=str(tiny_folder))).model(IDS).logits)
+    assert again.tokenizer("Bet 10").input_ids == merged.tokenizer("Bet 10").input_ids
+    built = (folder / "config.json").stat().st_mtime_ns
+    assert local_folder(lora) == folder
+    assert (folder / "config.json").stat().st_mtime_ns == built
+    assert local_folder(ModelRef(source=str(tiny_folder))) == tiny_folder
 
 
 def test_from_an_object_store(tiny_folder, adapter, tmp_path):

@@ -30,7 +30,7 @@ class Study:
 
 
 def run_study(store: Store, settings: dict) -> Study:
-    checked = StudySettings.model_validate(settings)
+    checked = StudySettings.model_validate(settings).with_engine("torch")
     scenario = load_scenario(checked.scenario.source)
 
     def run(spec: TaskSpec) -> Manifest:

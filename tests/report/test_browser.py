@@ -139,7 +139,9 @@ def test_run_facts_are_filled_in(opened):
     assert stages.count() == 9
     row = stages.filter(has_text="trials").first
     assert "chunks done before" in row.text_content()
-    assert "worker-1" in page.locator("#run-facts").text_content()
+    facts = page.locator("#run-facts").text_content()
+    assert "worker-1" in facts
+    assert "vllm 0.32.0" in facts
 
 
 def test_model_output_is_inert(report, opened):

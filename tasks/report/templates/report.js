@@ -78,6 +78,7 @@
   }
   const facts = document.getElementById("run-facts");
   const fact = (name, values) => values.length && facts.append(element("dt", name), element("dd", values.join(", ")));
+  fact("Engine of the trials", run.engines);
   fact("Hosts", run.hosts);
   fact("Versions", Object.entries(run.versions).map(([name, all]) => `${name} ${all.join(" / ")}`));
 
