@@ -1,0 +1,269 @@
+"""All contact with vLLM's internals, for vLLM 0.32 and 0.33. Importing this file needs vLLM.
+
+vLLM moves its internal classes every few weeks; whatever breaks then, breaks here, and loudly: coverage of the layers
+is verified when the model is built, the shape of a layer's result when it is traced, the edits of every trial when it
+is done.
+
+    register            the patched model classes, under the names of their originals
+    tomograph::edit     the custom operation at the end of every decoder layer
+    Draw                a logits processor that leaves one token, drawn with the trial's own random number
+    WorkerExtension     what the driver calls in every worker
+    salt_where_edited   the prefix cache's salt, placed at the first edited position
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams
+from vllm.config import VllmConfig
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+from vllm.model_executor.models.utils import PPMissingLayer
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.sample.logits_processor import LogitsProcessor
+
+from tasks.engines.bank import Bank
+from tasks.engines.interface import Capture
+from tasks.engines.vllm.requests import KEY, salted_position
+from tasks.engines.vllm.state import Call, Outcome, WorkerState
+from tasks.engines.vllm.supported import ARCHITECTURES
+
+_state: WorkerState | None = None
+"""This process's worker; an engine is built after the one before it was closed."""
+
+
+def _edit(hidden: Tensor, residual: Tensor, layer: int) -> None:
+    if _state is not None:
+        _state.apply(hidden, residual, layer)
+
+
+@torch.library.custom_op("tomograph::edit", mutates_args=("hidden",))
+def edit(hidden: Tensor, residual: Tensor, layer: int) -> None:
+    """The edits and captures of one layer; opaque to torch.compile, its kernels are part of CUDA graphs."""
+    _edit(hidden, residual, layer)
+
+
+@edit.register_fake
+def _(hidden: Tensor, residual: Tensor, layer: int) -> None:
+    return None
+
+
+@functools.cache
+def _edited(layer_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a decoder layer that hands its result to the operation."""
+
+    def forward(self, *args, **kwargs):
+        out = layer_class.forward(self, *args, **kwargs)
+        hidden, residual = out  # any other result is an error here, while the model is traced
+        torch.ops.tomograph.edit(hidden, residual, self.tomograph_layer)
+        return hidden, residual
+
+    return type(f"Edited{layer_class.__name__}", (layer_class,), {"forward": forward})
+
+
+def _patched(base: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of a vLLM causal language model whose decoder layers edit, where the engine asks for it."""
+
+    class Patched(base):
+        def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", **kwargs):
+            super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
+            if KEY in vllm_config.additional_config:
+                _install(self, vllm_config)
+
+    Patched.__name__ = Patched.__qualname__ = base.__name__
+    return Patched
+
+
+def _install(model: nn.Module, config: VllmConfig) -> None:
+    global _state
+    layers = model.model.layers
+    for index, layer in enumerate(layers):
+        if isinstance(layer, PPMissingLayer):
+            raise NotImplementedError("pipeline parallelism: each worker would need the layers' global numbers")
+        layer.__class__ = _edited(type(layer))
+        layer.tomograph_layer = index
+    expected = config.model_config.hf_text_config.num_hidden_layers
+    covered = sum(hasattr(module, "tomograph_layer") for module in model.modules())
+    if covered != expected:
+        raise RuntimeError(f"{type(model).__name__}: {covered} of {expected} decoder layers can be edited")
+    what = config.additional_config[KEY]
+    device = config.device_config.device
+    # Models are built with their own dtype as the default one.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            bank = Bank.from_tensors(load_file(what["bank"])) if what["bank"] else None
+        _state = WorkerState(
+            bank,
+            d_model=config.model_config.hf_text_config.hidden_size,
+            max_requests=config.scheduler_config.max_num_seqs,
+            max_tokens=config.scheduler_config.max_num_batched_tokens,
+            device=torch.device(device),
+            static=torch.device(device).type == "cuda" and not config.model_config.enforce_eager,
+            capture=Capture(**what["capture"]),
+        )
+    finally:
+        torch.set_default_dtype(before)
+
+
+def register() -> None:
+    """Make vLLM build the patched classes in this process."""
+    from vllm.model_executor.models.registry import _LazyRegisteredModel
+
+    for name in ARCHITECTURES:
+        known = ModelRegistry.models[name]
+        if isinstance(known, _LazyRegisteredModel):
+            ModelRegistry.register_model(name, _patched(known.load_model_cls()))
+
+
+register()  # a worker process imports this file for its extension, before it builds a model
+
+
+class Draw(LogitsProcessor):
+    """V1 runner: leaves of each request's logits the one token that was drawn."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool):
+        pass
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update) -> None:
+        pass
+
+    def apply(self, logits: Tensor) -> Tensor:
+        tokens = _state.draw(logits)
+        return logits.fill_(float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+
+def on_cuda() -> bool:
+    return current_platform.is_cuda()
+
+
+class WorkerExtension:
+    """Methods that every worker gets; the driver calls them by name. Nothing here catches an exception."""
+
+    def tomograph_attach(self) -> None:
+        """After the model was built and warmed up: from now on, passes carry requests."""
+        runner = self.model_runner
+        forward = runner._model_forward
+
+        def model_forward(input_ids=None, *args, **kwargs):
+            batch = runner.input_batch
+            requests = [_instructions(runner.requests[name].sampling_params) for name in batch.req_ids]
+            n = len(requests)
+            scheduled = runner.query_start_loc.np[1 : n + 1] - runner.query_start_loc.np[:n]
+            _state.prepare(requests, batch.num_computed_tokens_cpu[:n], scheduled)
+            out = forward(input_ids, *args, **kwargs)
+            _state.finish(input_ids)
+            return out
+
+        runner._model_forward = model_forward
+
+    @torch.inference_mode()
+    def tomograph_begin(self, call: Call) -> None:
+        _state.begin(call)
+
+    @torch.inference_mode()
+    def tomograph_add_dictionary(self, path: str) -> None:
+        _state.add_dictionary(path)
+
+    @torch.inference_mode()
+    def tomograph_collect(self, slots: Sequence[int]) -> Outcome:
+        return _state.collect(slots)
+
+    def tomograph_release(self) -> None:
+        global _state
+        _state = None
+
+
+def _instructions(params) -> Mapping:
+    return params.extra_args[KEY]
+
+
+def salt_where_edited() -> None:
+    """Put the salts of `requests.cache_salt` into the hash of the block that holds the position they name.
+
+    vLLM puts a salt into a request's first block. Other salts stay there.
+    """
+    original = kv_cache_utils.generate_block_hash_extra_keys
+    if hasattr(original, "tomograph"):
+        return
+
+    @functools.wraps(original)
+    def extra_keys(request, start: int, end: int, mm_index: int):
+        keys, next_index = original(request, start, end, mm_index)
+        position = salted_position(request.cache_salt)
+        if position is None:
+            return keys, next_index
+        ours = ("cache_salt", request.cache_salt)
+        others = tuple(key for key in keys or () if key != ours)
+        placed = (*others, ours) if start <= position < end else others
+        return placed or None, next_index
+
+    extra_keys.tomograph = True
+    kv_cache_utils.generate_block_hash_extra_keys = extra_keys
+
+
+def start(arguments: Mapping) -> LLMEngine:
+    """An engine whose scheduler runs in this process; its exceptions come straight through."""
+    salt_where_edited()
+    set_num_threads = torch.set_num_threads  # vLLM replaces it on a CPU, for the whole process
+    try:
+        own = {"worker_extension_cls": f"{__name__}.WorkerExtension", "logits_processors": [f"{__name__}:Draw"]}
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments, **own))
+    finally:
+        torch.set_num_threads = set_num_threads
+    engine.collective_rpc("tomograph_attach")
+    return engine
+
+
+def stop(engine: LLMEngine) -> None:
+    engine.collective_rpc("tomograph_release")
+    engine.engine_core.shutdown()
+    cleanup_dist_env_and_memory()
+
+
+@dataclass(frozen=True)
+class CacheRoom:
+    """The key-value cache: every token of a sequence takes a place in each of the groups."""
+
+    blocks: int
+    block_size: int
+    groups: int
+
+    def blocks_for(self, tokens: int) -> int:
+        return self.groups * -(-tokens // self.block_size)
+
+
+def cache_room(engine: LLMEngine) -> CacheRoom:
+    config = engine.engine_core.engine_core.scheduler.kv_cache_config
+    groups = config.kv_cache_groups
+    size = min(group.kv_cache_spec.block_size for group in groups)
+    return CacheRoom(config.num_blocks - 1, size, len(groups))  # block 0 is vLLM's own
+
+
+def request(prompt: Sequence[int], salt: str | None) -> dict:
+    tokens = {"prompt_token_ids": list(prompt)}
+    return tokens if salt is None else tokens | {"cache_salt": salt}
+
+
+def sampling(instructions: Mapping, end_tokens: Sequence[int]) -> SamplingParams:
+    """Greedy for vLLM: `Draw` leaves one token to choose."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=instructions["max_new_tokens"],
+        stop_token_ids=list(end_tokens),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args={KEY: dict(instructions)},
+    )
