@@ -1,4 +1,4 @@
-"""Edited generation on SmolLM2: the engine against the original style and against a cached loop, in one run.
+"""Edited generation on SmolLM2: the torch engine against the original style and against a cached loop, in one run.
 
 original style   one trial at a time, no key-value cache, the whole dictionary encoded and decoded at each step
 cached loop      one trial at a time with a key-value cache and a one-row edit in a hook
@@ -11,124 +11,81 @@ at the middle of the answer, where the sequence has its mean length.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import torch
 
 from tasks.engines.bank import Bank
-from tasks.engines.interface import Capture, Cell, Edit, Trial
+from tasks.engines.interface import Capture, Cell, Edit
 from tasks.engines.torch_engine import TorchEngine
 from tasks.models.layout import block_output, replace_block_output
 from tasks.models.load import LoadedModel, load
 from tasks.models.spec import ModelRef
-from tasks.sae.sae import SAE, Threshold
+from tests.benchmarks.workload import (
+    alternating,
+    exhaust,
+    make_trials,
+    median_ratio,
+    original_step,
+    random_sae,
+    row,
+    seconds_of,
+    trials_per_second,
+)
 
 LAYERS = (8, 14, 20, 26)
 D_SAE = 4608
-PROMPT_TOKENS = 150
+PROMPT = tuple(range(1000, 1150))
 NEW_TOKENS = 100
+SHORT = 30
+"""New tokens where only a ratio is wanted."""
 TRIALS = 128
 ROUNDS = 3
-
-
-def random_sae(layer: int, d_model: int) -> SAE:
-    g = torch.Generator().manual_seed(layer)
-    w = torch.nn.functional.normalize(torch.randn(D_SAE, d_model, generator=g), dim=-1)
-    gate = Threshold(torch.full((D_SAE,), 1.0))
-    return SAE(layer, w.T.contiguous(), torch.zeros(D_SAE), w, torch.zeros(d_model), gate, "random")
+CAPTURE = Capture(rows=range(2000), positions=("last", "final"))
 
 
 def run() -> list[dict]:
     loaded = load(ModelRef(dtype="bfloat16"))
-    saes = {layer: random_sae(layer, loaded.layout.d_model) for layer in LAYERS}
+    saes = {layer: random_sae(layer, loaded.layout.d_model, D_SAE) for layer in LAYERS}
     features = [(layer, feature) for layer in LAYERS for feature in range(0, 2000, 4)]
     bank = Bank.build(saes.__getitem__, features)
-    prompt = tuple(range(1000, 1000 + PROMPT_TOKENS))
-    edits = [Edit(row, 4.0, "decode") for row in range(0, len(bank), 7)]
+    edits = [Edit(index, 4.0, "decode") for index in range(0, len(bank), 7)]
     engine = TorchEngine(loaded, bank, saes.__getitem__, end_tokens=())
+    trials = make_trials([PROMPT], edits, TRIALS, SHORT)
+    unedited = make_trials([PROMPT], None, TRIALS, SHORT)
 
-    plain = _trials_per_second(engine, _trials(prompt, edits))
-    original = 1 / (NEW_TOKENS * _original_step(loaded, saes, prompt))
-    cached = 1 / _cached_trial(loaded, bank, prompt)
-    yield_of_capture = _capture_ratio(engine, prompt, edits)
-    screen = _cells_per_second(engine, prompt, edits)
-    sampling = plain / 30
-    return [
-        _row("edited trials per second", plain, "1/s"),
-        _row("engine against original style", plain / original, "x", 50),
-        _row("engine against cached batch-1 loop", plain / cached, "x", 8),
-        _row("screen against sampling 30 trials, cells per second", screen / sampling, "x", 300),
-        _row("throughput with 2,000 features captured", yield_of_capture, "share", 0.95),
+    whole = trials_per_second(engine, make_trials([PROMPT], edits, TRIALS, NEW_TOKENS))
+    original = 1 / (NEW_TOKENS * original_step(loaded, [saes[layer] for layer in LAYERS[:3]], _middle()))
+    cached = 1 / _cached_trial(loaded, bank)
+    plain, edited, captured = alternating(
+        ROUNDS,
+        lambda: trials_per_second(engine, unedited),
+        lambda: trials_per_second(engine, trials),
+        lambda: trials_per_second(engine, trials, CAPTURE),
+    )
+    screen = _cells_per_second(engine, edits)
+    rows = [
+        row("edited trials per second", whole, "1/s"),
+        row("engine against original style", whole / original, "x", at_least=50),
+        row("engine against cached batch-1 loop", whole / cached, "x", at_least=8),
+        row("screen against sampling 30 trials, cells per second", screen / (whole / 30), "x", at_least=300),
+        row("throughput of edited trials, of plain ones", median_ratio(edited, plain), "share", at_least=0.95),
+        row("throughput with 2,000 features captured", median_ratio(captured, edited), "share", at_least=0.95),
     ]
+    return [{**r, "name": f"engine: {r['name']}"} for r in rows]
 
 
-def _row(name: str, value: float, unit: str, target: float | None = None) -> dict:
-    return {
-        "name": f"engine: {name}",
-        "value": round(value, 3),
-        "unit": unit,
-        "target": None if target is None else f">= {target}",
-        "holds": None if target is None else value >= target,
-    }
+def _middle() -> tuple[int, ...]:
+    """The sequence in the middle of the answer."""
+    return (*PROMPT, *range(2000, 2000 + NEW_TOKENS // 2))
 
 
-def _trials(prompt: tuple[int, ...], edits: list[Edit], n: int = TRIALS, new_tokens: int = NEW_TOKENS) -> list[Trial]:
-    return [Trial(i, prompt, i, edits[i % len(edits)], new_tokens, temperature=0.7) for i in range(n)]
-
-
-def _seconds(run: Iterator) -> float:
-    start = time.perf_counter()
-    for _ in run:
-        pass
-    return time.perf_counter() - start
-
-
-def _trials_per_second(engine: TorchEngine, trials: list[Trial], capture: Capture | None = None) -> float:
-    return len(trials) / _seconds(engine.generate(trials, capture))
-
-
-def _capture_ratio(engine: TorchEngine, prompt: tuple[int, ...], edits: list[Edit]) -> float:
-    """Throughput with captures over throughput without, the median of alternating rounds."""
-    capture = Capture(rows=range(2000), positions=("last", "final"))
-    trials = _trials(prompt, edits, new_tokens=30)
-    ratios = []
-    for _ in range(ROUNDS):
-        without = _trials_per_second(engine, trials)
-        ratios.append(_trials_per_second(engine, trials, capture) / without)
-    return sorted(ratios)[len(ratios) // 2]
-
-
-def _cells_per_second(engine: TorchEngine, prompt: tuple[int, ...], edits: list[Edit]) -> float:
-    cells = [Cell(i, prompt, edits[i % len(edits)]) for i in range(1024)]
-    return len(cells) / _seconds(engine.first_token(cells, [[1], [2]], temperature=0.7))
+def _cells_per_second(engine: TorchEngine, edits: list[Edit]) -> float:
+    cells = [Cell(i, PROMPT, edits[i % len(edits)]) for i in range(1024)]
+    return len(cells) / seconds_of(lambda: exhaust(engine.first_token(cells, [[1], [2]], temperature=0.7)))
 
 
 @torch.inference_mode()
-def _original_step(loaded: LoadedModel, saes: dict[int, SAE], prompt: tuple[int, ...]) -> float:
-    """Seconds of one generated token without a cache, in the middle of the answer; the median of three layers."""
-    ids = torch.tensor([[*prompt, *range(2000, 2000 + NEW_TOKENS // 2)]])
-    times = []
-    for layer in LAYERS[:3]:
-        sae = saes[layer]
-
-        def hook(module, args, output, sae=sae):
-            hidden = block_output(output).clone()
-            code = sae.encode(hidden[:, -1])
-            code[:, 7] = 4.0
-            hidden[:, -1] = sae.decode(code).to(hidden.dtype)
-            return replace_block_output(output, hidden)
-
-        handle = loaded.layout.blocks[layer].register_forward_hook(hook)
-        loaded.model(input_ids=ids, use_cache=False)
-        start = time.perf_counter()
-        loaded.model(input_ids=ids, use_cache=False).logits[0, -1].argmax()
-        times.append(time.perf_counter() - start)
-        handle.remove()
-    return sorted(times)[1]
-
-
-@torch.inference_mode()
-def _cached_trial(loaded: LoadedModel, bank: Bank, prompt: tuple[int, ...]) -> float:
+def _cached_trial(loaded: LoadedModel, bank: Bank) -> float:
     """Seconds of one trial with transformers' own generate (sampled, cached) and a one-row edit in a hook."""
     u, b, theta, w = bank.u[3], bank.b[3], bank.theta[3], bank.w[3]
 
@@ -140,7 +97,7 @@ def _cached_trial(loaded: LoadedModel, bank: Bank, prompt: tuple[int, ...]) -> f
         hidden[:, -1] = (h + (4.0 - f)[:, None] * w).to(hidden.dtype)
         return replace_block_output(output, hidden)
 
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([PROMPT])
     handle = loaded.layout.blocks[int(bank.layer[3])].register_forward_hook(hook)
     try:
         start = time.perf_counter()
@@ -158,5 +115,5 @@ def _cached_trial(loaded: LoadedModel, bank: Bank, prompt: tuple[int, ...]) -> f
 
 
 if __name__ == "__main__":
-    for row in run():
-        print(row)
+    for result in run():
+        print(result)

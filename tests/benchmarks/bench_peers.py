@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from tasks.engines.bank import Bank
-from tasks.models.load import load
+from tasks.models.load import load, local_folder
 from tasks.models.spec import ModelRef
 from tests.benchmarks.peers import environments
 from tests.benchmarks.peers.environments import Unavailable
@@ -136,16 +136,15 @@ def _measure(name: str, python: str, folder: Path) -> dict[str, Any]:
 
 
 def write_job(folder: Path, trials: int, new_tokens: int, rounds: int, dtype: str) -> list[int]:
-    """Write the job and its model. Returns what the model generates from the first prompt without an edit."""
-    loaded = load(ModelRef(dtype=dtype))
-    loaded.model.save_pretrained(folder / "model")
-    loaded.tokenizer.save_pretrained(folder / "model")
+    """Write the job. Returns what the model generates from the first prompt without an edit."""
+    ref = ModelRef(dtype=dtype)
+    loaded, model_folder = load(ref), local_folder(ref)
     prompts = [list(text_prompt(loaded.tokenizer, PROMPT_TOKENS, number)) for number in range(rounds + 1)]
     saes = {layer: random_sae(layer, loaded.layout.d_model, D_SAE) for layer in LAYERS}
     bank = Bank.build(saes.__getitem__, [(LAYERS[i % len(LAYERS)], 11 * i) for i in range(trials)])
     values = torch.linspace(*RELATIVE_VALUES, trials) * _norms(loaded.model, prompts[0])[bank.layer]
     edits = Edits(bank.layer, values, bank.u, bank.b, bank.theta, bank.w)
-    Job(str(folder / "model"), dtype, prompts, new_tokens, edits).write(folder)
+    Job(str(model_folder), dtype, prompts, new_tokens, edits).write(folder)
     ids = torch.tensor(prompts[:1])
     mask, length = torch.ones_like(ids), {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     return loaded.model.generate(ids, attention_mask=mask, do_sample=False, **length)[0, PROMPT_TOKENS:].tolist()

@@ -14,6 +14,7 @@ import torch
 
 from tasks.engines.bank import FEATURE, Bank
 from tasks.engines.interface import Capture, Edit, Engine, Trial
+from tasks.models.layout import block_output, replace_block_output
 from tasks.sae.sae import SAE, Threshold
 
 TEXT = """The harbour lay quiet before dawn, and only the ferry's lamp moved over the water. Marta had come down early,
@@ -88,6 +89,34 @@ def alternating(rounds: int, *measures: Callable[[], float]) -> list[list[float]
 def median_ratio(numerators: list[float], denominators: list[float]) -> float:
     """The median of the rounds' own ratios."""
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+@torch.inference_mode()
+def original_step(loaded: Any, saes: list[SAE], ids: tuple[int, ...]) -> float:
+    """Seconds of one generated token in the original style: no cache, one trial, a whole encode and decode in a hook.
+
+    The median over the dictionaries, whose layers it edits; each is run once before it is timed.
+    """
+    blocks, device = loaded.layout.blocks, next(loaded.model.parameters()).device
+    inputs = torch.tensor([ids], device=device)
+    times = []
+    for sae in saes:
+
+        def hook(module, args, output, sae=sae):
+            hidden = block_output(output).clone()
+            code = sae.encode(hidden[:, -1])
+            code[:, 7] = 4.0
+            hidden[:, -1] = sae.decode(code).to(hidden.dtype)
+            return replace_block_output(output, hidden)
+
+        def step() -> int:
+            return int(loaded.model(input_ids=inputs, use_cache=False).logits[0, -1].argmax())
+
+        handle = blocks[sae.layer].register_forward_hook(hook)
+        step()
+        times.append(seconds_of(step))
+        handle.remove()
+    return median(times)
 
 
 def row(
