@@ -10,9 +10,9 @@ from tasks.sae.spec import SaeSource
 DEVICE_BYTES = {"cpu": 4 * 2**30, "cuda": 16 * 2**30}
 
 
-def sae_cache(ctx: ShardContext, source: SaeSource) -> SaeCache:
-    """layer -> SAE on the task's device, least recently used first out."""
-    device = ctx.runtime.device
+def sae_cache(ctx: ShardContext, source: SaeSource, device: str | None = None) -> SaeCache:
+    """layer -> SAE on `device` (default the task's), least recently used first out."""
+    device = device or ctx.runtime.device
 
     def loader(layer: int):
         if source.kind == "train":

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from tasks.context import ShardContext
 from tasks.engines.bank import Bank
-from tasks.engines.interface import Capture, Trial, TrialResult
-from tasks.engines.open import OpenEngine, open_engine
+from tasks.engines.interface import Capture, Engine, Trial, TrialResult
+from tasks.engines.open import open_engine
+from tasks.models.load import load_tokenizer
 from tasks.patching.cells import Cell, study_cells
 from tasks.patching.dictionaries import sae_cache
 from tasks.patching.frame import encode
@@ -90,35 +91,45 @@ def run(ctx: ShardContext) -> None:
     by_index = {row["candidate"]: row for row in all_candidates}
     candidates = [by_index[index] for index in chosen_candidates(chosen)]
     planned = plan(p, candidates, ctx.seed)
+    tokenizer = load_tokenizer(p.model)
+    prompts = {prompt.name: tuple(encode(tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
     capture = Capture(rows=[row["bank_row"] for row in all_candidates], positions=CAPTURED_POSITIONS)
-    unit = all_candidates[0]["unit"] if all_candidates else None
+    writer = _Writer(p, tokenizer, all_candidates[0]["unit"] if all_candidates else None)
     with open_engine(
         p.engine,
         p.model,
         Bank.from_tensors(next(contrast.torch_tensors("bank"))),
-        sae_cache(ctx, p.saes).get,
+        sae_cache(ctx, p.saes, "cpu" if p.engine == "vllm" else None).get,  # vLLM's workers take copies
+        edits=[one.cell.edit for one in planned if one.cell.edit],
+        capture=capture,
+        max_length=max(map(len, prompts.values())) + p.max_new_tokens,
         model_fingerprint=p.model_fingerprint,
         device=ctx.runtime.device,
         batch_size=ctx.runtime.batch_size,
     ) as opened:
-        _generate(ctx, opened, planned, capture, unit)
+        _generate(ctx, opened.engine, planned, prompts, capture, writer)
         ctx.note("engine", opened.facts)
 
 
-def _generate(ctx: ShardContext, opened: OpenEngine, planned: list[Planned], capture: Capture, unit: str | None):
+def _generate(
+    ctx: ShardContext,
+    engine: Engine,
+    planned: list[Planned],
+    prompts: dict[str, tuple[int, ...]],
+    capture: Capture,
+    writer: _Writer,
+) -> None:
     """Run and commit the trials, chunk by chunk."""
     p: TrialsParams = ctx.params
-    tokens = {prompt.name: tuple(encode(opened.tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
-    writer = _Writer(p, opened.tokenizer, unit)
     for chunk in ctx.chunks(-(-len(planned) // TRIALS_PER_CHUNK)):
         block = planned[chunk.index * TRIALS_PER_CHUNK :][:TRIALS_PER_CHUNK]
         trials = [
-            Trial(i, tokens[one.cell.prompt], one.seed, one.cell.edit, p.max_new_tokens, p.temperature, p.top_p)
+            Trial(i, prompts[one.cell.prompt], one.seed, one.cell.edit, p.max_new_tokens, p.temperature, p.top_p)
             for i, one in enumerate(block)
         ]
         done = chunk.index * TRIALS_PER_CHUNK
         results: dict[int, TrialResult] = {}
-        for result in opened.engine.generate(trials, capture):
+        for result in engine.generate(trials, capture):
             results[result.id] = result
             ctx.progress(done + len(results), len(planned), unit="trials")
         ordered = [results[i] for i in range(len(block))]

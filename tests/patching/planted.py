@@ -50,9 +50,9 @@ class PlantedStudy:
         } | overrides
 
 
-def plant(folder: Path, effect: float = 6.0) -> PlantedStudy:
-    """Write model, SAEs and scenario. effect 0 plants nothing."""
-    model_folder = save_tiny_model(folder / "model")
+def plant(folder: Path, effect: float = 6.0, **config) -> PlantedStudy:
+    """Write model, SAEs and scenario. effect 0 plants nothing. config: arguments of the model's configuration."""
+    model_folder = save_tiny_model(folder / "model", **config)
     loaded = load(ModelRef(source=str(model_folder)))
     encode = lambda text: loaded.tokenizer(text).input_ids  # noqa: E731
     low, high, prompts = (
