@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -159,13 +160,14 @@ class VllmEngine:
                 "open the engine with this capture, or with enforce_eager=True",
             )
         call = Call(tuple(capture.rows), tuple(capture.residual_layers), capture.positions)
-        for done, outcome, i in self._run(trials, call):
-            trial = done.trial
-            applied = self._checked(done, outcome, i)
-            f, delta = _edit_found(trial, outcome, i)
-            rows, features, residuals = captured(trial, done.tokens, outcome.rows, done.slot, capture)
-            finish = "eos" if done.tokens[-1] in self.end_tokens else "length"
-            yield TrialResult(trial.id, done.tokens, finish, applied, f, delta, rows, features, residuals)
+        with closing(self._run(trials, call)) as finished:
+            for done, outcome, i in finished:
+                trial = done.trial
+                applied = self._checked(done, outcome, i)
+                f, delta = _edit_found(trial, outcome, i)
+                rows, features, residuals = captured(trial, done.tokens, outcome.rows, done.slot, capture)
+                finish = "eos" if done.tokens[-1] in self.end_tokens else "length"
+                yield TrialResult(trial.id, done.tokens, finish, applied, f, delta, rows, features, residuals)
 
     def first_token(
         self,
@@ -177,33 +179,30 @@ class VllmEngine:
         """One pass over the last token per cell; the rest of its prompt is shared through the prefix cache."""
         trials = (Trial(cell.id, cell.prompt, seed=0, edit=cell.edit, max_new_tokens=1) for cell in cells)
         call = Call(groups=tuple(map(tuple, groups)), temperature=temperature, top_p=top_p)
-        for done, outcome, i in self._run(trials, call):
-            self._checked(done, outcome, i)
-            yield CellResult(done.trial.id, outcome.masses[i], *_edit_found(done.trial, outcome, i))
+        with closing(self._run(trials, call)) as finished:
+            for done, outcome, i in finished:
+                self._checked(done, outcome, i)
+                yield CellResult(done.trial.id, outcome.masses[i], *_edit_found(done.trial, outcome, i))
 
-    def _run(self, trials: Iterable[Trial], call: Call) -> Iterator[tuple[_Finished, Outcome, int]]:
+    def _run(self, trials: Iterable[Trial], call: Call) -> Generator[tuple[_Finished, Outcome, int]]:
         """Each trial with the outcome that holds its entry, and the entry's index."""
         if self._state != "idle":
             raise RuntimeError(f"the engine is {self._state}; {_REMEDY[self._state]}")
-        self._state = "running"
         queue = deque(trials)
+        self._check(queue)
         in_flight: dict[str, tuple[Trial, int]] = {}
+        self._state = "running"
         try:
-            self._check(queue)
             self._rpc("tomograph_begin", call)
             yield from self._drive(queue, in_flight)
-        except GeneratorExit:
+        except GeneratorExit:  # the caller wants no more, or could not use a result
             self._engine.abort_request(list(in_flight))
+            self._state = "idle"
             raise
-        except (BadInput, EditNotApplied, OverflowError):
-            self._engine.abort_request(list(in_flight))
-            raise
-        except Exception:
+        except BaseException:
             self._state = "broken"
             raise
-        finally:
-            if self._state == "running":
-                self._state = "idle"
+        self._state = "idle"
 
     def _drive(
         self, queue: deque[Trial], in_flight: dict[str, tuple[Trial, int]]
