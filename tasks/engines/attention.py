@@ -1,14 +1,16 @@
-"""Decoding on shared prefixes: attention over a prompt's keys and values that are stored once for all its trials.
+"""Decoding on shared prefixes: attention over a prompt's keys and values that are stored once for many trials.
 
-A batch row is one trial. Its past is a *prefix*, shared with every row of the same prompt, and a *suffix* of its own.
-Scores against the prefix are one matrix product for all rows that share it (rows folded into queries), scores
-against the suffix are one per row, and one softmax runs over both, so that the result is exactly that of ordinary
-attention. Rows may stand at different positions, so a finished row's slot can take the next trial at once.
+The rows of a batch stand in *tiles*: T tiles of R rows. All rows of a tile have the same *prefix* (the prompt without
+its last token), whose keys and values the tile holds once; each row has a *suffix* of its own, at its own position.
+Scores against the prefix are one matrix product for the R rows of a tile (rows folded into queries), scores against
+the suffix are one per row, and one softmax runs over both, so that the result is exactly that of ordinary attention.
 
-transformers calls `shared_prefix_attention` through its attention interface (name `NAME`); the keys and values
-of the current forward pass are in a context variable, since the interface has no room for them.
+All shapes are fixed, and which prefix a tile holds is data: a step can be a CUDA graph, whatever runs in it.
+transformers calls `tiled_attention` through its attention interface (name `NAME`); the cache of the current forward
+pass is in a context variable, since the interface has no room for it.
 
-Shapes: B rows, Q query heads, K key-value heads, G = Q / K, D head width, P prefix length, S suffix capacity.
+Shapes: T tiles, R rows each, B = T R; Q query heads, K key-value heads, G = Q / K, D head width; P prefix capacity,
+S suffix capacity.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, PreTrainedModel
 
-NAME = "tomograph_shared_prefix"
+NAME = "tomograph_tiled"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,63 +42,110 @@ class Prefix:
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
 
-@dataclass(frozen=True, eq=False)
-class PrefixGroup:
-    """The rows of the batch that share one prefix."""
+class TiledCache(Cache):
+    """Keys and values of all tiles and rows, in buffers that stay where they are."""
 
-    prefix: Prefix
-    rows: Tensor | None
-    """[n] int64; None when all rows of the batch share it."""
-
-
-class SuffixCache(Cache):
-    """The suffix keys and values of all rows, in buffers of fixed size [B, K, S, D] per layer."""
-
-    def __init__(self, n_layers: int, batch: int, capacity: int):
+    def __init__(self, n_layers: int, tiles: int, rows: int, prefix_capacity: int, capacity: int, device: torch.device):
         super().__init__(layers=[])
+        self.tiles, self.rows = tiles, rows
+        self.prefix_capacity, self.capacity = prefix_capacity, capacity
+        self.prefix_keys: list[Tensor | None] = [None] * n_layers
+        """[T, K, P, D] per layer"""
+        self.prefix_values: list[Tensor | None] = [None] * n_layers
         self._keys: list[Tensor | None] = [None] * n_layers
+        """[B, K, S, D] per layer"""
         self._values: list[Tensor | None] = [None] * n_layers
-        self._batch, self._capacity = batch, capacity
-        self.groups: list[PrefixGroup] = []
-        self.lengths: Tensor | None = None
-        """[B] int64: suffix tokens stored before this pass, which is where this pass writes."""
-        self.longest = 0
-        """The largest of lengths."""
-        self.uniform = True
-        """All lengths are equal: no suffix slot needs masking."""
+        self.prefix_length = torch.zeros(tiles, dtype=torch.int64, device=device)
+        self._row = torch.arange(tiles * rows, device=device)
+        self._at = torch.zeros(tiles * rows, dtype=torch.int64, device=device)
+        self._used, self._ragged, self._padded = capacity, True, True
+        self._hidden: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+
+    def place(self, tile: int, prefix: Prefix) -> None:
+        """Give a tile another prefix."""
+        for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+            if self.prefix_keys[layer] is None:
+                self.prefix_keys[layer] = _buffer(keys, self.tiles, self.prefix_capacity)
+                self.prefix_values[layer] = _buffer(values, self.tiles, self.prefix_capacity)
+            self.prefix_keys[layer][tile, :, : prefix.length] = keys
+            self.prefix_values[layer][tile, :, : prefix.length] = values
+        self.prefix_length[tile] = prefix.length
+
+    def begin(self, at: Tensor, used: int, ragged: bool, padded: bool) -> None:
+        """Before a pass. at [B]: the suffix slot that each row writes; later slots are hidden from it.
+
+        used: suffix slots that any row may see, this pass's included (at most S); ragged: rows may write different
+        slots; padded: a tile's prefix may be shorter than P. The last three are known on the host, and may be given
+        too large.
+        """
+        self._at.copy_(at)
+        self._used, self._ragged, self._padded = used, ragged, padded
+        self._hidden.clear()
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Store one token per row ([B, K, 1, D]); returns the used part of the buffers, [B, K, T, D]."""
+        """Store one token per row ([B, K, 1, D]); returns the used part of the suffix buffers, [B, K, used, D]."""
         if self._keys[layer_idx] is None:
-            shape = (self._batch, key.shape[1], self._capacity, key.shape[3])
-            self._keys[layer_idx] = key.new_zeros(shape)
-            self._values[layer_idx] = value.new_zeros((*shape[:3], value.shape[3]))
+            self._keys[layer_idx] = _buffer(key[0], key.shape[0], self.capacity)
+            self._values[layer_idx] = _buffer(value[0], value.shape[0], self.capacity)
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self.uniform:
-            keys[:, :, self.longest] = key[:, :, 0]
-            values[:, :, self.longest] = value[:, :, 0]
+        if self._ragged:
+            keys[self._row, :, self._at] = key[:, :, 0]
+            values[self._row, :, self._at] = value[:, :, 0]
         else:
-            rows = torch.arange(self._batch, device=key.device)
-            keys[rows, :, self.lengths] = key[:, :, 0]
-            values[rows, :, self.lengths] = value[:, :, 0]
-        used = self.longest + 1
-        return keys[:, :, :used], values[:, :, :used]
+            keys[:, :, self._used - 1] = key[:, :, 0]
+            values[:, :, self._used - 1] = value[:, :, 0]
+        return keys[:, :, : self._used], values[:, :, : self._used]
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
-        self._batch = rows.shape[0]
-        self._keys = [None if t is None else t[rows] for t in self._keys]
-        self._values = [None if t is None else t[rows] for t in self._values]
+    def hidden(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
+        """Keys that a row may not see: prefix [T, R or 1, P] and suffix [B, used] bool, or None where it sees all.
+
+        They are the same in all layers of one window, so they are made once in a pass.
+        """
+        if window not in self._hidden:
+            self._hidden[window] = self._hide(window)
+        return self._hidden[window]
+
+    def _hide(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
+        slot = torch.arange(self._used, device=self._at.device)
+        back = self._at[:, None] - slot
+        place = torch.arange(self.prefix_capacity, device=self._at.device)
+        outside = place >= self.prefix_length[:, None, None]
+        if window is not None and self.prefix_capacity + self._used > window:
+            position = self.prefix_length[:, None] + self._at.view(self.tiles, self.rows)
+            outside = outside | (position[..., None] - place >= window)
+            return outside, (back < 0) | (back >= window)
+        return outside if self._padded else None, back < 0 if self._ragged else None
+
+    def select(self, rows: Tensor, tiles: Tensor) -> TiledCache:
+        """A cache of other dimensions: row i of it is row rows[i] of this one, tile t the prefix of tiles[t]."""
+        tiled = TiledCache(
+            len(self._keys),
+            tiles.shape[0],
+            rows.shape[0] // tiles.shape[0],
+            self.prefix_capacity,
+            self.capacity,
+            self._at.device,
+        )
+        pick = lambda buffers, index: [None if t is None else t[index.to(t.device)] for t in buffers]  # noqa: E731
+        tiled.prefix_keys, tiled.prefix_values = pick(self.prefix_keys, tiles), pick(self.prefix_values, tiles)
+        tiled._keys, tiled._values = pick(self._keys, rows), pick(self._values, rows)
+        tiled.prefix_length = self.prefix_length[tiles]
+        return tiled
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Unused by a model that is given its position ids; 0 keeps default masks trivial."""
         return 0
 
 
-_cache: ContextVar[SuffixCache] = ContextVar("tomograph_suffix_cache")
+def _buffer(like: Tensor, n: int, capacity: int) -> Tensor:
+    """like [K, ., D] -> zeros [n, K, capacity, D]."""
+    return like.new_zeros(n, like.shape[0], capacity, like.shape[2])
 
 
-def shared_prefix_attention(
+_cache: ContextVar[TiledCache] = ContextVar("tomograph_tiled_cache")
+
+
+def tiled_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -109,72 +158,75 @@ def shared_prefix_attention(
     s_aux: Tensor | None = None,
     **kwargs,
 ) -> tuple[Tensor, None]:
-    """query [B, Q, 1, D], key and value [B, K, T, D] (suffix) -> ([B, 1, Q, D], None).
+    """query [B, Q, 1, D], key and value [B, K, S, D] (suffix) -> ([B, 1, Q, D], None).
 
     Supports grouped queries, sliding windows, soft-capped scores (Gemma 2) and attention sinks (GPT-OSS).
     """
     cache = _cache.get()
-    batch, q_heads, _, width = query.shape
+    batch, heads, _, width = query.shape
     kv_heads = key.shape[1]
-    scale = width**-0.5 if scaling is None else scaling
-    q = query.view(batch, kv_heads, q_heads // kv_heads, width) * scale
-    suffix_scores = q @ key.transpose(-1, -2)
-    sinks = None if s_aux is None else s_aux.view(kv_heads, -1)
-    out = q.new_empty(*q.shape[:3], value.shape[-1])
-    for group in cache.groups:
-        rows = slice(None) if group.rows is None else group.rows
-        scores = torch.cat([_prefix_scores(q[rows], group.prefix.keys[module.layer_idx]), suffix_scores[rows]], -1)
-        hidden = _hidden(cache, group, scores.shape[-1], sliding_window)
-        weights = _softmax(scores.float(), hidden, softcap, sinks).to(q.dtype)
-        out[rows] = _mix(weights, group.prefix.values[module.layer_idx], value[rows])
-    return out.reshape(batch, 1, q_heads, -1), None
+    tiles = _Tiles(cache.tiles, cache.rows, kv_heads, heads // kv_heads)
+    q = query.view(batch, kv_heads, -1, width) * (width**-0.5 if scaling is None else scaling)
+    prefix_hidden, suffix_hidden = cache.hidden(sliding_window)
+
+    own = _capped((q @ key.transpose(-1, -2)).float(), softcap)
+    if suffix_hidden is not None:
+        own = own.masked_fill(suffix_hidden[:, None, None], float("-inf"))
+    highest = own.amax(-1)
+    if s_aux is not None:
+        sinks = s_aux.float().view(kv_heads, -1)
+        highest = torch.maximum(highest, sinks)
+    shared = None
+    if cache.prefix_capacity:
+        keys, values = cache.prefix_keys[module.layer_idx], cache.prefix_values[module.layer_idx]
+        shared = _capped((tiles.fold(q) @ keys.transpose(-1, -2)).float(), softcap)
+        if prefix_hidden is not None:
+            by_row = shared.view(cache.tiles, kv_heads, cache.rows, -1, cache.prefix_capacity)
+            shared = by_row.masked_fill(prefix_hidden[:, None, :, None], float("-inf")).view_as(shared)
+        highest = torch.maximum(highest, tiles.unfold(shared.amax(-1, keepdim=True)).squeeze(-1))
+
+    own = own.sub_(highest[..., None]).exp_()
+    total = own.sum(-1)
+    out = (own.to(value.dtype) @ value).float()
+    if s_aux is not None:
+        total += torch.exp(sinks - highest)
+    if shared is not None:
+        shared = shared.sub_(tiles.fold(highest[..., None])).exp_()
+        total += tiles.unfold(shared.sum(-1, keepdim=True)).squeeze(-1)
+        out += tiles.unfold(shared.to(values.dtype) @ values)
+    out = (out / total[..., None]).to(query.dtype)
+    return out.reshape(batch, 1, heads, -1), None
 
 
-def _prefix_scores(q: Tensor, keys: Tensor) -> Tensor:
-    """q [n, K, G, D], keys [K, P, D] -> [n, K, G, P]: the rows are folded into one product per head."""
-    n, kv_heads, per_kv, width = q.shape
-    folded = q.transpose(0, 1).reshape(kv_heads, n * per_kv, width)
-    return (folded @ keys.transpose(-1, -2)).view(kv_heads, n, per_kv, -1).transpose(0, 1)
+@dataclass(frozen=True)
+class _Tiles:
+    """Rows folded into the queries of their tile, and back."""
+
+    tiles: int
+    rows: int
+    kv_heads: int
+    per_kv: int
+
+    def fold(self, x: Tensor) -> Tensor:
+        """[B, K, G, n] -> [T, K, R G, n]"""
+        by_tile = x.view(self.tiles, self.rows, self.kv_heads, self.per_kv, -1)
+        return by_tile.transpose(1, 2).reshape(self.tiles, self.kv_heads, self.rows * self.per_kv, -1)
+
+    def unfold(self, x: Tensor) -> Tensor:
+        """[T, K, R G, n] -> [B, K, G, n]"""
+        by_row = x.view(self.tiles, self.kv_heads, self.rows, self.per_kv, -1)
+        return by_row.transpose(1, 2).reshape(self.tiles * self.rows, self.kv_heads, self.per_kv, -1)
 
 
-def _hidden(cache: SuffixCache, group: PrefixGroup, n_keys: int, window: int | None) -> Tensor | None:
-    """[n, P + T] bool: keys that a row may not see (slots it has not filled, or outside its window)."""
-    if cache.uniform and (window is None or n_keys <= window):
-        return None
-    lengths = cache.lengths if group.rows is None else cache.lengths[group.rows]
-    back = lengths[:, None] + group.prefix.length - torch.arange(n_keys, device=lengths.device)
-    return back < 0 if window is None else (back < 0) | (back >= window)
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
-def _softmax(scores: Tensor, hidden: Tensor | None, softcap: float | None, sinks: Tensor | None) -> Tensor:
-    """scores [n, K, G, P + T] float32 -> attention weights of the same shape.
-
-    A sink [K, G] is one more score per head that takes mass and gives nothing.
-    """
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if hidden is not None:
-        scores = scores.masked_fill(hidden[:, None, None], float("-inf"))
-    if sinks is None:
-        return torch.softmax(scores, dim=-1)
-    with_sink = torch.cat([scores, sinks.float().expand(scores.shape[0], -1, -1)[..., None]], dim=-1)
-    return torch.softmax(with_sink, dim=-1)[..., :-1]
-
-
-def _mix(weights: Tensor, prefix_values: Tensor, suffix_values: Tensor) -> Tensor:
-    """weights [n, K, G, P + T], prefix values [K, P, D], suffix values [n, K, T, D] -> [n, K, G, D]."""
-    n, kv_heads, per_kv, _ = weights.shape
-    length = prefix_values.shape[1]
-    folded = weights[..., :length].transpose(0, 1).reshape(kv_heads, n * per_kv, length)
-    from_prefix = (folded @ prefix_values).view(kv_heads, n, per_kv, -1).transpose(0, 1)
-    return from_prefix + weights[..., length:] @ suffix_values
-
-
-AttentionInterface.register(NAME, shared_prefix_attention)
+AttentionInterface.register(NAME, tiled_attention)
 
 
 @contextmanager
-def decoding(model: PreTrainedModel, cache: SuffixCache) -> Iterator[None]:
+def decoding(model: PreTrainedModel, cache: TiledCache) -> Iterator[None]:
     """Within the context the model attends through `cache`. Its own attention is restored afterwards.
 
     The name is not in transformers' table of masks, so models build no mask of their own.

@@ -15,14 +15,22 @@ from torch import Tensor, nn
 
 
 class Float32Head:
-    """A stand-in for the forward of a linear head; holds a float32 copy of its weights."""
+    """A stand-in for the forward of a linear head.
+
+    CUDA multiplies 16-bit matrices into float32 as they are; elsewhere a float32 copy of the weights is held.
+    """
 
     def __init__(self, head: nn.Module):
         self._head = head
         self._wanted = isinstance(head, nn.Linear) and head.weight.dtype in (torch.bfloat16, torch.float16)
-        if self._wanted:
+        if not self._wanted:
+            return
+        self._bias = None if head.bias is None else head.bias.float()
+        if head.weight.is_cuda:
+            self._forward = self._from_16_bit
+        else:
+            self._forward = self._from_copy
             self._weight = head.weight.float()
-            self._bias = None if head.bias is None else head.bias.float()
             # bfloat16 inputs and weights: a CPU may multiply in bfloat16 and lose nothing.
             self._precision = "bf16" if head.weight.dtype == torch.bfloat16 else "ieee"
 
@@ -36,10 +44,15 @@ class Float32Head:
         finally:
             self._head.__dict__.pop("forward", None)
 
-    def _forward(self, hidden: Tensor) -> Tensor:
+    def _from_copy(self, hidden: Tensor) -> Tensor:
         matmul = torch.backends.mkldnn.matmul
         before, matmul.fp32_precision = matmul.fp32_precision, self._precision
         try:
             return nn.functional.linear(hidden.float(), self._weight, self._bias)
         finally:
             matmul.fp32_precision = before
+
+    def _from_16_bit(self, hidden: Tensor) -> Tensor:
+        flat = torch.mm(hidden.flatten(0, -2), self._head.weight.t(), out_dtype=torch.float32)
+        logits = flat.view(*hidden.shape[:-1], -1)
+        return logits if self._bias is None else logits + self._bias

@@ -6,7 +6,7 @@ hook is not caught: it ends the pass, and with it the shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,43 +14,10 @@ import torch
 from torch import Tensor
 
 from tasks.engines.bank import Bank
-from tasks.engines.edit import LayerEdits, apply
+from tasks.engines.edit import Found, TokenEdits, edit_
 from tasks.engines.interface import Capture
-from tasks.models.layout import Layout, block_output, replace_block_output
+from tasks.models.layout import Layout, block_output
 from tasks.sae.sae import SAE
-
-
-@dataclass(eq=False)
-class EditLog:
-    """What happened to each slot of a batch."""
-
-    applied: Tensor
-    """[B] int64: edited positions so far."""
-    f: Tensor
-    """[B] float32: activation before the edit of the last prompt position; NaN until then."""
-    relative_delta: Tensor
-    """[B] float32: |h' - h| / |h| of that edit; NaN until then."""
-
-    @classmethod
-    def empty(cls, size: int, device: torch.device) -> EditLog:
-        nan = torch.full((size,), float("nan"), device=device)
-        return cls(torch.zeros(size, dtype=torch.int64, device=device), nan, nan.clone())
-
-    def reset(self, slots: Tensor) -> None:
-        self.applied[slots] = 0
-        self.f[slots] = self.relative_delta[slots] = float("nan")
-
-    def keep(self, slots: Tensor) -> None:
-        self.applied, self.f = self.applied[slots], self.f[slots]
-        self.relative_delta = self.relative_delta[slots]
-
-    def record(self, edits: LayerEdits, f: Tensor, relative_delta: Tensor) -> None:
-        """One entry per slot, except in a prefix's pass, of which only the count is used."""
-        slots = edits.slot
-        first = self.f[slots].isnan()
-        self.f[slots] = torch.where(first, f, self.f[slots])
-        self.relative_delta[slots] = torch.where(first, relative_delta, self.relative_delta[slots])
-        self.applied.index_add_(0, slots, torch.ones_like(slots))
 
 
 class FeatureReader:
@@ -70,6 +37,11 @@ class FeatureReader:
         self._encoders = {layer: bank.u[rows].T.contiguous() for layer, (_, rows) in self.layers.items()}
         self._full = {layer: bool(bank.full_encode[rows].any()) for layer, (_, rows) in self.layers.items()}
 
+    @property
+    def whole(self) -> bool:
+        """Some feature's gate needs the whole dictionary."""
+        return any(self._full.values())
+
     def read(self, layer: int, h: Tensor, out: Tensor) -> None:
         """h [B, d] -> the layer's columns of out [B, width] float32."""
         columns, rows = self.layers[layer]
@@ -80,13 +52,16 @@ class FeatureReader:
         out[:, columns] = torch.where(pre > self._bank.theta[rows], pre, 0.0)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Pass:
     """One forward pass. Without edits and captures the hooks return at once."""
 
-    edits: Mapping[int, LayerEdits]
-    """layer -> its edits"""
-    log: EditLog
+    edits: TokenEdits
+    found: Found
+    edited_layers: Collection[int] = ()
+    """Layers at which a token may have an edit."""
+    whole_layers: Collection[int] = ()
+    """Those of them where an edit may need the whole dictionary."""
     reader: FeatureReader | None = None
     features: Tensor | None = None
     """[B, reader.width] float32, filled by the pass."""
@@ -96,35 +71,37 @@ class Pass:
 
 
 class BlockHooks:
-    """Forward hooks on the blocks of `layers`; set `current` before a pass."""
+    """Forward hooks on the blocks, for one pass at a time."""
 
     def __init__(self, layout: Layout, bank: Bank | None, sae_of: Callable[[int], SAE] | None):
         self._layout, self._bank, self._sae_of = layout, bank, sae_of
-        self.current: Pass | None = None
 
     @contextmanager
-    def installed(self, layers: Sequence[int]) -> Iterator[BlockHooks]:
-        handles = [self._layout.blocks[layer].register_forward_hook(self._hook(layer)) for layer in layers]
+    def during(self, now: Pass) -> Iterator[None]:
+        """The hooks are there, and do what `now` says, until the end of the context."""
+        captured = () if now.features is None else now.reader.layers
+        layers = {*now.edited_layers, *captured, *(() if now.residuals is None else now.residual_layers)}
+        handles = [self._layout.blocks[layer].register_forward_hook(self._hook(layer, now)) for layer in layers]
         try:
-            yield self
+            yield
         finally:
-            self.current = None
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, layer: int) -> Callable:
+    def _hook(self, layer: int, now: Pass) -> Callable:
         def hook(module, args, output):
-            now = self.current
-            if now is None:
-                return None
-            hidden, edits = block_output(output), now.edits.get(layer)
-            if edits is not None:
-                hidden, applied = apply(hidden, edits, self._bank, self._sae_of, layer)
-                now.log.record(edits, applied.f, applied.relative_delta)
+            hidden = block_output(output)
+            if layer in now.edited_layers:
+                dictionary = self._dictionary(layer) if layer in now.whole_layers else None
+                edit_(hidden, None, layer, now.edits, self._bank, now.found, dictionary)
             if now.features is not None and layer in now.reader.layers:
                 now.reader.read(layer, hidden[:, -1], now.features)
             if now.residuals is not None and layer in now.residual_layers:
                 now.residuals[:, now.residual_layers.index(layer)] = hidden[:, -1].float()
-            return None if edits is None else replace_block_output(output, hidden)
 
         return hook
+
+    def _dictionary(self, layer: int) -> SAE:
+        if self._sae_of is None:
+            raise ValueError(f"layer {layer}: mode 'reconstruct' and TopK gates need the layer's SAE, none given")
+        return self._sae_of(layer)

@@ -179,3 +179,19 @@ def expected_edits(trial: Trial, n_generated: int) -> int:
     if trial.edit.scope == "decode":
         return n_generated
     return len(trial.prompt) - 1 + n_generated
+
+
+def check_edits(trial: Trial, applied: int, n_generated: int, unread: int = 0) -> int:
+    """The number of positions edited, which must be what the trial's scope says.
+
+    unread: positions in the scope that an engine did not run because it had their keys and values.
+
+    Raises `EditNotApplied` otherwise.
+    """
+    expected = expected_edits(trial, n_generated) - unread
+    if applied != expected:
+        raise EditNotApplied(
+            f"trial {trial.id}: the edit of bank row {trial.edit and trial.edit.row} was applied at {applied} "
+            f"positions, its scope asks for {expected}"
+        )
+    return applied

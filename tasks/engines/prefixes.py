@@ -7,16 +7,17 @@ there. Only an edit of scope `all` changes the prefix; then trials share it when
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from tasks.engines.attention import Prefix
-from tasks.engines.edit import LayerEdits
-from tasks.engines.hooks import BlockHooks, EditLog, Pass
+from tasks.engines.bank import Bank
+from tasks.engines.edit import Found, TokenEdits
+from tasks.engines.hooks import BlockHooks, Pass
 from tasks.engines.interface import Edit
+from tasks.engines.tiles import PrefixKey
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +34,21 @@ class PrefixStore:
         self,
         model: PreTrainedModel,
         hooks: BlockHooks,
-        make_edits: Callable[[list[tuple[int, int, Edit]]], dict[int, LayerEdits]],
+        bank: Bank | None,
         byte_budget: int,
         share: bool = True,
     ):
-        self._model, self._hooks, self._make_edits = model, hooks, make_edits
+        self._model, self._hooks, self._bank = model, hooks, bank
         self._device = next(model.parameters()).device
         self._budget, self._share = byte_budget, share
-        self._kept: OrderedDict[tuple, EditedPrefix] = OrderedDict()
+        self._kept: OrderedDict[PrefixKey, EditedPrefix] = OrderedDict()
         self._bytes = 0
 
-    def get(self, prompt: tuple[int, ...], edit: Edit | None) -> EditedPrefix:
-        edit = edit if edit is not None and edit.scope == "all" else None
-        key = (prompt, edit)
+    def get(self, key: PrefixKey) -> EditedPrefix:
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]
-        entry = self._compute(prompt, edit)
+        entry = self._compute(*key)
         if self._share:
             self._kept[key] = entry
             self._bytes += entry.prefix.nbytes
@@ -61,13 +60,24 @@ class PrefixStore:
         length = len(prompt) - 1
         # A prompt of one token has an empty prefix: the token is run all the same, for the shapes of its keys.
         tokens = torch.tensor([prompt[: max(length, 1)]], device=self._device)
-        log = EditLog.empty(1, self._device)
-        every = [(token, 0, edit) for token in range(length)] if edit is not None else []
-        self._hooks.current = Pass(self._make_edits(every), log)
+        now = self._pass(length, edit if length else None)
         # Without the model's config the cache keeps every position of every layer, also where attention slides.
         cache = DynamicCache()
         positions = torch.arange(tokens.shape[1], device=self._device)[None]
-        self._model.base_model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
+        with self._hooks.during(now):
+            self._model.base_model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True)
         keys = [layer.keys[0, :, :length] for layer in cache.layers]
         values = [layer.values[0, :, :length] for layer in cache.layers]
-        return EditedPrefix(Prefix(keys, values, length), int(log.applied[0]))
+        return EditedPrefix(Prefix(keys, values, length), int(now.found.applied.sum()) if now.edited_layers else 0)
+
+    def _pass(self, length: int, edit: Edit | None) -> Pass:
+        """Every position of the prefix has the edit."""
+        edits, found = TokenEdits.empty(length, self._device), Found.empty(length, self._device)
+        if edit is None:
+            return Pass(edits, found)
+        value = float("nan") if edit.value is None else edit.value
+        each = lambda fill: torch.full((length,), fill, device=self._device)  # noqa: E731
+        edits.fill(self._bank, each(edit.row), each(value), each(edit.mode == "reconstruct"))
+        layer = [int(self._bank.layer[edit.row])]
+        whole = edit.mode == "reconstruct" or bool(self._bank.full_encode[edit.row])
+        return Pass(edits, found, layer, layer if whole else ())

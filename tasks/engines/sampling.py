@@ -7,9 +7,14 @@ uniform decides one token and nothing else of the batch does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from tasks.engines.interface import Trial
 
 BLOCK = 256
 
@@ -19,19 +24,42 @@ def uniforms(seed: int, n: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=seed)).random(n)
 
 
-def distribution(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Kinds:
+    """Which kinds of rows a batch may hold. Known on the host, it spares a device a wait and work for nothing."""
+
+    greedy: bool
+    sampled: bool
+    nucleus: bool
+
+    @classmethod
+    def of(cls, trials: Iterable[Trial]) -> Kinds:
+        trials = list(trials)
+        return cls(
+            greedy=any(trial.temperature == 0 for trial in trials),
+            sampled=any(trial.temperature > 0 for trial in trials),
+            nucleus=any(trial.temperature > 0 and trial.top_p < 1 for trial in trials),
+        )
+
+    @classmethod
+    def seen_in(cls, temperature: Tensor, top_p: Tensor) -> Kinds:
+        """The kinds of rows of these settings [B]; a device waits."""
+        sampled = temperature > 0
+        return cls(bool((~sampled).any()), bool(sampled.any()), bool((sampled & (top_p < 1)).any()))
+
+
+def distribution(logits: Tensor, temperature: Tensor, top_p: Tensor, nucleus: bool = True) -> Tensor:
     """The distribution that a token is drawn from.
 
     logits [B, V]; temperature [B] > 0; top_p [B] in (0, 1] -> probabilities [B, V] float32.
     Temperature first, then the nucleus: the smallest set of most probable tokens that reaches top_p
-    (Holtzman et al. 2020), renormalised.
+    (Holtzman et al. 2020), renormalised. nucleus: False where every top_p is 1.
     """
     # float32 temperatures lift the quotient to float32, without a copy of the logits in between.
     probabilities = torch.softmax(logits / temperature[:, None], dim=-1)
-    cut = (top_p < 1).nonzero().flatten()
-    if cut.numel():
-        probabilities[cut] = _nucleus(probabilities[cut], top_p[cut])
-    return probabilities
+    if not nucleus:
+        return probabilities
+    return torch.where(top_p[:, None] < 1, _nucleus(probabilities, top_p), probabilities)
 
 
 def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
@@ -42,22 +70,18 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor, kinds: Kinds | None = None) -> Tensor:
     """Draw one token per row: logits [B, V]; temperature, top_p, uniform [B] -> [B] int64.
 
-    Rows of temperature 0 take the most probable token (the lowest id among equals).
+    Rows of temperature 0 take the most probable token (the lowest id among equals). kinds: what the rows may be;
+    without it they are looked at.
     """
-    tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
-    greedy = (temperature == 0).nonzero().flatten()
-    if greedy.numel():
-        tokens[greedy] = logits[greedy].argmax(-1)
-    rows = (temperature > 0).nonzero().flatten()
-    if rows.numel():
-        if not greedy.numel():
-            tokens = _inverse_cdf(distribution(logits, temperature, top_p), uniform)
-        else:
-            tokens[rows] = _inverse_cdf(distribution(logits[rows], temperature[rows], top_p[rows]), uniform[rows])
-    return tokens
+    kinds = Kinds.seen_in(temperature, top_p) if kinds is None else kinds
+    if not kinds.sampled:
+        return logits.argmax(-1)
+    positive = torch.where(temperature > 0, temperature, 1.0)
+    drawn = _inverse_cdf(distribution(logits, positive, top_p, kinds.nucleus), uniform)
+    return torch.where(temperature > 0, drawn, logits.argmax(-1)) if kinds.greedy else drawn
 
 
 def _inverse_cdf(p: Tensor, uniform: Tensor) -> Tensor:
@@ -89,5 +113,5 @@ def group_probabilities(logits: Tensor, groups: list[Tensor], temperature: float
         p.scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     else:
         full = logits.new_full((n,), 1.0, dtype=torch.float32)
-        p = distribution(logits, full * temperature, full * top_p)
+        p = distribution(logits, full * temperature, full * top_p, nucleus=top_p < 1)
     return torch.stack([p[:, ids].double().sum(-1) for ids in groups], dim=-1)

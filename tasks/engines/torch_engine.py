@@ -1,8 +1,11 @@
 """The torch engine: transformers' own model code, run on a batch of trials that differ in one edit each.
 
-A batch has a fixed number of slots. Each slot holds one trial at its own position; when a trial ends, its slot takes
-the next one, so the batch stays full until the queue is empty and then shrinks. All trials of a prompt share the
-prompt's keys and values (`attention`). Edits, captures and their counts happen in hooks on the blocks (`hooks`).
+A batch has a fixed number of rows, in tiles that share a prompt's keys and values (`attention`, `tiles`). Each row
+holds one trial at its own position; when a trial ends, its row takes the next one, so the batch stays full until the
+queue is empty and then shrinks. Edits, captures and their counts happen in hooks on the blocks (`hooks`).
+
+One step of a batch needs nothing from the host (`state`): on CUDA it is recorded once and replayed (`graphs`), the
+host learns a little later which rows have ended, and results are copied while the next steps run (`outbox`).
 
 When memory runs out, the batch size is halved and the trials in flight start again from their beginning; since a
 trial's result is a function of the trial alone, this changes nothing but time.
@@ -10,38 +13,46 @@ trial's result is a function of the trial alone, this changes nothing but time.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tasks.engines.attention import decoding
 from tasks.engines.bank import Bank
-from tasks.engines.batch import Batch, Slot, edits_by_layer
+from tasks.engines.batch import Batch, Plan
+from tasks.engines.graphs import GraphedStep
 from tasks.engines.head import Float32Head
+from tasks.engines.edit import has_kernel
 from tasks.engines.hooks import BlockHooks
 from tasks.engines.interface import (
     Capture,
     Cell,
     CellResult,
-    EditNotApplied,
     Trial,
     TrialResult,
-    expected_edits,
+    check_edits,
 )
+from tasks.engines.outbox import Outbox
 from tasks.engines.prefixes import PrefixStore
 from tasks.engines.recorder import Recorder
 from tasks.engines.sampling import group_probabilities, sample
+from tasks.engines.tiles import TrialQueue, dimensions
 from tasks.errors import BadInput
 from tasks.models.load import LoadedModel
 from tasks.models.memory import is_out_of_memory
 from tasks.sae.sae import SAE
 
-DEFAULT_BATCH_SIZE = {"cpu": 128, "cuda": 256}
+Result = TypeVar("Result")
+
+DEFAULT_BATCH_SIZE = {"cpu": 128, "cuda": 512}
+SHRINK_BELOW = {"cpu": 0.75, "cuda": 0.5}
+"""A batch whose queue is empty shrinks when fewer than this share of its rows are in use."""
 
 
 class TorchEngine:
@@ -49,8 +60,9 @@ class TorchEngine:
 
     bank: the rows that edits and captures name; None when there are none.
     sae_of: layer -> SAE, needed for mode `reconstruct` and TopK gates only.
-    batch_size: slots; default by device. end_tokens: ids that end a trial; default the model's own.
+    batch_size: rows at most; default by device. end_tokens: ids that end a trial; default the model's own.
     share_prefixes: False computes each trial's prompt anew (slower; same results).
+    lag: steps by which the host may learn late that a row has ended; default by device.
     """
 
     def __init__(
@@ -62,6 +74,7 @@ class TorchEngine:
         end_tokens: Sequence[int] | None = None,
         share_prefixes: bool = True,
         prefix_bytes: int = 2 * 2**30,
+        lag: int | None = None,
     ):
         self.model, self.layout = loaded.model, loaded.layout
         _check_supported(self.model)
@@ -69,30 +82,24 @@ class TorchEngine:
         self.bank = None if bank is None else bank.to(self.device)
         self.batch_size = batch_size or DEFAULT_BATCH_SIZE[self.device.type]
         self.end_tokens = frozenset(_end_tokens(self.model) if end_tokens is None else end_tokens)
-        self._sae_of = sae_of
+        self._end_tokens = torch.tensor(sorted(self.end_tokens), dtype=torch.int64, device=self.device)
+        self._sae_of, self._lag, self._share = sae_of, lag, share_prefixes
         self._head = Float32Head(self.layout.lm_head)
         self._hooks = BlockHooks(self.layout, self.bank, sae_of)
-        self._make_edits = partial(
-            edits_by_layer,
-            layer_of_row=[] if bank is None else bank.layer.tolist(),
-            full_encode=[] if bank is None else bank.full_encode.tolist(),
-            device=self.device,
-        )
-        self._prefixes = PrefixStore(self.model, self._hooks, self._make_edits, prefix_bytes, share_prefixes)
+        self._layer_of = [] if bank is None else bank.layer.tolist()
+        self._full_encode = [] if bank is None else bank.full_encode.tolist()
+        self._prefixes = PrefixStore(self.model, self._hooks, self.bank, prefix_bytes, share_prefixes)
 
     def generate(self, trials: Iterable[Trial], capture: Capture | None = None) -> Iterator[TrialResult]:
         """Run trials; results come as they finish.
 
         Raises `EditNotApplied` when an edit did not fire exactly where its scope says, `OverflowError` when a
-        captured activation does not fit float16, and torch's out-of-memory error when one slot is too many.
+        captured activation does not fit float16, and torch's out-of-memory error when one row is too many.
         """
         capture = Capture() if capture is None else capture
-        recorder = Recorder(capture, self.bank, self._sae_of, self.layout.d_model)
-        queue = deque(trials)
-        layers = sorted({*(self.bank.layers if self.bank else ()), *capture.residual_layers})
-        while queue:
-            with torch.inference_mode(), self._hooks.installed(layers):
-                yield from self._run(queue, recorder)
+        queue = TrialQueue(trials)
+        while queue.unfinished:
+            yield from self._retrying(queue, self._run(queue, capture))
 
     def first_token(
         self,
@@ -103,132 +110,135 @@ class TorchEngine:
     ) -> Iterator[CellResult]:
         """One forward pass of one token per cell, on the shared prefix."""
         ids = [torch.tensor(group, device=self.device) for group in groups]
-        recorder = Recorder(Capture(), None, None, self.layout.d_model)
-        queue = deque(cells)
-        while queue:
-            taken = [queue.popleft() for _ in range(min(self.batch_size, len(queue)))]
-            trials = [Trial(cell.id, cell.prompt, seed=0, edit=cell.edit, max_new_tokens=1) for cell in taken]
-            try:
-                with torch.inference_mode(), self._hooks.installed(self.bank.layers if self.bank else []):
-                    batch = self._batch(trials, capacity=1)
-                    logits = self._forward(batch, recorder)
-                    mass = group_probabilities(logits, ids, temperature, top_p).cpu().numpy()
-            except RuntimeError as error:
-                self._halve(error)
-                queue.extendleft(reversed(taken))
-                continue
-            found = _EditOutcome.of(batch)
-            for i, cell in enumerate(taken):
-                found.checked(i, n_generated=1)
-                yield CellResult(cell.id, mass[i], found.f[i], found.relative_delta[i])
+        queue = TrialQueue(Trial(cell.id, cell.prompt, seed=0, edit=cell.edit, max_new_tokens=1) for cell in cells)
+        while queue.unfinished:
+            yield from self._retrying(queue, self._screen(queue, ids, temperature, top_p))
 
-    def _run(self, queue: deque[Trial], recorder: Recorder) -> Iterator[TrialResult]:
-        """Until the queue is empty, or memory runs out: then the trials in flight are back in the queue."""
-        capacity = max(trial.max_new_tokens for trial in queue)
-        running: dict[int, Trial] = {}
+    def _retrying(self, queue: TrialQueue, results: Iterator[Result]) -> Iterator[Result]:
+        """Until the queue is done, or memory runs out: then the batch is halved and what was in flight waits again."""
         try:
-            batch = self._batch(self._take(queue, self.batch_size, running), capacity)
-            while len(batch):
-                logits = self._forward(batch, recorder)
-                tokens = sample(logits, batch.temperature, batch.top_p, batch.uniforms()).tolist()
-                for slot, token in zip(batch.slots, tokens, strict=True):
-                    slot.tokens.append(token)
-                done = [i for i, slot in enumerate(batch.slots) if self._finished(slot)]
-                recorder.store(batch, done)
-                for result in self._results(batch, done, recorder):
-                    del running[result.id]
-                    yield result
-                if done:
-                    self._refill(batch, done, self._take(queue, len(done), running))
+            yield from results
         except RuntimeError as error:
-            self._halve(error)
-            queue.extendleft(reversed(running.values()))
-
-    def _take(self, queue: deque[Trial], n: int, running: dict[int, Trial]) -> list[Trial]:
-        taken = [queue.popleft() for _ in range(min(n, len(queue)))]
-        for trial in taken:
-            if trial.id in running:
-                raise ValueError(f"trial id {trial.id} is given twice; ids must be unique within a call")
-            running[trial.id] = trial
-        return taken
-
-    def _batch(self, trials: list[Trial], capacity: int) -> Batch:
-        slots = [self._slot(trial) for trial in trials]
-        return Batch(slots, capacity, self.layout.n_layers, self.device, self._make_edits)
-
-    def _slot(self, trial: Trial) -> Slot:
-        return Slot.start(trial, self._prefixes.get(trial.prompt, trial.edit))
-
-    def _forward(self, batch: Batch, recorder: Recorder) -> Tensor:
-        """One token of every slot -> logits [B, V]."""
-        ids, positions = batch.prepare()
-        self._hooks.current = recorder.begin(batch)
-        with decoding(self.model, batch.cache), self._head.installed():
-            out = self.model(input_ids=ids, position_ids=positions, past_key_values=batch.cache, use_cache=True)
-        return out.logits[:, -1]
-
-    def _finished(self, slot: Slot) -> bool:
-        return len(slot.tokens) == slot.trial.max_new_tokens or slot.tokens[-1] in self.end_tokens
-
-    def _results(self, batch: Batch, done: list[int], recorder: Recorder) -> Iterator[TrialResult]:
-        found = _EditOutcome.of(batch) if done else None
-        for i in done:
-            slot = batch.slots[i]
-            features, residuals = recorder.collect(slot)
-            yield TrialResult(
-                id=slot.trial.id,
-                tokens=tuple(slot.tokens),
-                finish="eos" if slot.tokens[-1] in self.end_tokens else "length",
-                edits_applied=found.checked(i, len(slot.tokens)),
-                f_before=found.f[i],
-                relative_delta=found.relative_delta[i],
-                rows=tuple(slot.rows),
-                features=features,
-                residuals=residuals,
-            )
-
-    def _refill(self, batch: Batch, done: list[int], trials: list[Trial]) -> None:
-        """Put new trials into the slots of finished ones; slots that stay empty are dropped."""
-        if trials:
-            batch.replace({i: self._slot(trial) for i, trial in zip(done, trials, strict=False)})
-        empty = set(done[len(trials) :])
-        if empty:
-            batch.keep([i for i in range(len(batch)) if i not in empty])
-
-    def _halve(self, error: RuntimeError) -> None:
-        """Halve the batch after running out of memory; any other error, and the last slot's, is raised."""
-        if not is_out_of_memory(error) or self.batch_size == 1:
-            raise error
+            if not is_out_of_memory(error) or self.batch_size == 1:
+                raise
+        else:
+            return
+        # Here the error is gone, and with its traceback the tensors of the batch that did not fit.
         self.batch_size //= 2
+        queue.restart()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def _screen(
+        self, queue: TrialQueue, groups: list[Tensor], temperature: float, top_p: float
+    ) -> Iterator[CellResult]:
+        with torch.inference_mode():
+            batch = self._batch(queue, Recorder.nothing(self.device))
+        results = Outbox(self.device, self._lag)
+        while queue.unfinished:
+            with torch.inference_mode():
+                batch.refill(queue, self._prefixes.get)
+                rows = batch.occupied
+                if rows:
+                    plan = batch.plan(self._layer_of, self._full_encode)
+                    logits = self._forward(batch, plan)
+                    batch.end_pass(plan, batch.state.next_input, self._end_tokens)
+                    batch.passed()
+                    mass = group_probabilities(logits, groups, temperature, top_p)
+                    results.send(*batch.free(rows, {"mass": mass}))
+                arrived = list(results.arrived(wait=not queue.waiting))
+            for cells, found in arrived:
+                for i, cell in enumerate(cells):
+                    queue.finish(cell)
+                    check_edits(cell, int(found["applied"][i]), n_generated=1)
+                    yield CellResult(
+                        cell.id, found["mass"][i], _number(found["f"][i]), _number(found["relative_delta"][i])
+                    )
 
-@dataclass(frozen=True)
-class _EditOutcome:
-    """What a batch's edit log says, on the host."""
+    def _run(self, queue: TrialQueue, capture: Capture) -> Iterator[TrialResult]:
+        with torch.inference_mode():
+            recorder = Recorder(capture, self.bank, self._sae_of, self.layout.d_model, self.device)
+            batch = self._batch(queue, recorder)
+        step = self._step_of(batch, queue)
+        flags, results = Outbox(self.device, self._lag), Outbox(self.device, self._lag)
+        while queue.unfinished:
+            with torch.inference_mode():
+                if not queue.waiting and 0 < len(batch.occupied) < SHRINK_BELOW[self.device.type] * len(batch):
+                    batch.shrink()
+                    step, flags = self._step_of(batch, queue), Outbox(self.device, self._lag)
+                batch.refill(queue, self._prefixes.get)
+                if batch.occupied:
+                    step(batch.plan(self._layer_of, self._full_encode))
+                    done = set(batch.passed())
+                    flags.send(batch.passes, {"live": batch.state.live})
+                    for passes, now in flags.arrived():
+                        done.update(batch.ended(now["live"], passes))
+                    if done:
+                        results.send(*batch.free(sorted(done)))
+                arrived = list(results.arrived(wait=not batch.occupied))
+            for trials, found in arrived:
+                for i, trial in enumerate(trials):
+                    queue.finish(trial)
+                    yield self._result(trial, {name: values[i] for name, values in found.items()}, recorder)
 
-    trials: list[Trial]
-    applied: list[int]
-    f: list[float | None]
-    relative_delta: list[float | None]
+    def _batch(self, queue: TrialQueue, recorder: Recorder) -> Batch:
+        trials = list(queue.unfinished.values())
+        tiles, rows = (
+            dimensions(queue.counts(), self.batch_size) if self._share else (min(self.batch_size, len(trials)), 1)
+        )
+        return Batch(
+            tiles,
+            rows,
+            prefix_capacity=max(len(trial.prompt) for trial in trials) - 1,
+            capacity=max(trial.max_new_tokens for trial in trials),
+            n_layers=self.layout.n_layers,
+            recorder=recorder,
+            bank=self.bank,
+            device=self.device,
+        )
 
-    @classmethod
-    def of(cls, batch: Batch) -> _EditOutcome:
-        log = batch.log
-        none_for_nan = [None if x != x else x for x in log.f.tolist()]
-        deltas = [None if x != x else x for x in log.relative_delta.tolist()]
-        return cls([slot.trial for slot in batch.slots], log.applied.tolist(), none_for_nan, deltas)
+    def _step_of(self, batch: Batch, queue: TrialQueue) -> Callable[[Plan], None]:
+        """The batch's step; on CUDA a recording of it, made for all trials that are left."""
+        step = partial(self._step, batch)
+        if self.device.type != "cuda":
+            return step
+        widest = batch.widest_plan(queue.unfinished.values(), self._layer_of, self._full_encode)
+        if widest.whole_layers or batch.recorder.whole or not has_kernel():
+            return step
+        recorded = GraphedStep(step)
+        return lambda plan: recorded(replace(widest, captures=plan.captures))
 
-    def checked(self, i: int, n_generated: int) -> int:
-        """The number of positions edited in slot i, which must be what the trial's scope says."""
-        trial, expected = self.trials[i], expected_edits(self.trials[i], n_generated)
-        if self.applied[i] != expected:
-            raise EditNotApplied(
-                f"trial {trial.id}: the edit of bank row {trial.edit and trial.edit.row} was applied at "
-                f"{self.applied[i]} positions, its scope asks for {expected}"
-            )
-        return self.applied[i]
+    def _step(self, batch: Batch, plan: Plan) -> None:
+        logits = self._forward(batch, plan)
+        state = batch.state
+        token = sample(logits, state.temperature, state.top_p, state.uniform_now(), plan.kinds)
+        batch.end_pass(plan, token, self._end_tokens)
+
+    def _forward(self, batch: Batch, plan: Plan) -> Tensor:
+        """One token of every row -> logits [B, V]."""
+        now, ids, positions = batch.begin_pass(plan)
+        with decoding(self.model, batch.cache), self._head.installed(), self._hooks.during(now):
+            out = self.model(input_ids=ids, position_ids=positions, past_key_values=batch.cache, use_cache=True)
+        return out.logits[:, -1]
+
+    def _result(self, trial: Trial, found: dict[str, np.ndarray], recorder: Recorder) -> TrialResult:
+        tokens = tuple(found["tokens"][: int(found["steps"])].tolist())
+        rows, features, residuals = recorder.unpack(trial, tokens, found.get("features"), found.get("residuals"))
+        return TrialResult(
+            id=trial.id,
+            tokens=tokens,
+            finish="eos" if tokens[-1] in self.end_tokens else "length",
+            edits_applied=check_edits(trial, int(found["applied"]), len(tokens)),
+            f_before=_number(found["f"]),
+            relative_delta=_number(found["relative_delta"]),
+            rows=rows,
+            features=features,
+            residuals=residuals,
+        )
+
+
+def _number(value: np.float32) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _check_supported(model: PreTrainedModel) -> None:

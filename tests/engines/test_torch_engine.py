@@ -158,7 +158,7 @@ def test_end_tokens_end_a_trial_and_its_slot_is_refilled(bench):
 
 
 def test_an_edit_that_never_fires_fails(bench, monkeypatch):
-    monkeypatch.setattr(torch_engine.BlockHooks, "_hook", lambda self, layer: lambda module, args, output: None)
+    monkeypatch.setattr(torch_engine.BlockHooks, "_hook", lambda self, layer, now: lambda module, args, output: None)
     trial = Trial(3, (5, 6, 7), seed=0, edit=Edit(0, 1.0, "decode"), max_new_tokens=3)
     with pytest.raises(EditNotApplied, match=r"trial 3: .*row 0 was applied at 0 positions, its scope asks for 3"):
         run(bench, [trial], end_tokens=())
@@ -173,7 +173,7 @@ def test_an_exception_in_a_hook_ends_the_call_and_leaves_no_hook(bench):
     with pytest.raises(KeyError, match="no dictionary"):
         list(engine.generate([trial]))
     assert not any(block._forward_hooks for block in bench.layout.blocks)
-    assert bench.model.config._attn_implementation != "tomograph_shared_prefix"
+    assert bench.model.config._attn_implementation != "tomograph_tiled"
 
 
 class _OutOfMemoryAbove:
