@@ -76,19 +76,31 @@ def probabilities(logits: torch.Tensor, temperature: float, top_p: float) -> np.
     return p
 
 
-def generate(model, layout: Layout, trial: Trial, bank: Bank, saes: dict, end_tokens=()):
-    """(generated tokens, edited stream of the last pass {layer: [T, d]})."""
+def steps(model, layout: Layout, trial: Trial, bank: Bank, saes: dict, end_tokens=(), forced=()):
+    """One (token, logits [V], edited stream {layer: [T, d]}) per generated token.
+
+    The first tokens may be `forced`, so that the loop follows another's choices; the token given is what was read on.
+    """
     uniform = np.random.Generator(np.random.Philox(key=trial.seed)).random(trial.max_new_tokens)
-    ids, out, stream = list(trial.prompt), [], {}
+    ids = list(trial.prompt)
     for step in range(trial.max_new_tokens):
         logits, stream = forward(model, layout, ids, len(trial.prompt), trial.edit, bank, saes)
-        if trial.temperature == 0:
+        if step < len(forced):
+            token = forced[step]
+        elif trial.temperature == 0:
             token = int(logits.argmax())
         else:
             p = probabilities(logits, trial.temperature, trial.top_p)
             token = int(np.searchsorted(np.cumsum(p), uniform[step] * p.sum(), side="right"))
         ids.append(token)
-        out.append(token)
+        yield token, logits, stream
         if token in end_tokens:
             break
+
+
+def generate(model, layout: Layout, trial: Trial, bank: Bank, saes: dict, end_tokens=()):
+    """(generated tokens, edited stream of the last pass {layer: [T, d]})."""
+    out, stream = [], {}
+    for token, _, stream in steps(model, layout, trial, bank, saes, end_tokens):  # noqa: B007
+        out.append(token)
     return tuple(out), stream
