@@ -26,9 +26,9 @@ from transformers import PreTrainedModel
 from tasks.engines.attention import decoding
 from tasks.engines.bank import Bank
 from tasks.engines.batch import Batch, Plan
+from tasks.engines.edit import has_kernel
 from tasks.engines.graphs import GraphedStep
 from tasks.engines.head import Float32Head
-from tasks.engines.edit import has_kernel
 from tasks.engines.hooks import BlockHooks
 from tasks.engines.interface import (
     Capture,
