@@ -37,7 +37,7 @@ class Rows:
     token: np.ndarray
     """[n] int64: what the model read there."""
     features: np.ndarray
-    """[n, F] float32"""
+    """[n, F] float16; infinite where an activation is too large for it."""
     residuals: np.ndarray
     """[n, L, d] float32"""
 
@@ -82,7 +82,7 @@ class Captures:
         if "decode" not in capture.positions:
             self._kept_position = np.full(slots * KEPT, -1, np.int64)
             self._kept_token = torch.zeros(slots * KEPT, dtype=torch.int64, device=device)
-            self._kept_features = torch.zeros(slots * KEPT, width, **real)
+            self._kept_features = torch.zeros(slots * KEPT, width, dtype=torch.float16, device=device)
             self._kept_residuals = torch.zeros(slots * KEPT, depth, d_model, **real)
 
     def restart(self, active: bool) -> None:
@@ -129,10 +129,10 @@ class Captures:
         slot, position, is_last = self._picked
         n, self._n = self._n, 0
         token = input_ids[self._take[:n]].long()
-        features, residuals = self._features[:n], self._residuals[:n]
+        features, residuals = self._features[:n].half(), self._residuals[:n]
         self._take.zero_()
         if "decode" in self.positions:
-            self._chunks.append((slot, position, token, features.clone(), residuals.clone()))
+            self._chunks.append((slot, position, token, features, residuals.clone()))
             held = sum(f.nbytes + r.nbytes for *_, f, r in self._chunks)
             if held > PACK_BYTES:
                 self._to_host()

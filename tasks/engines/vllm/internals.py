@@ -220,6 +220,9 @@ def start(arguments: Mapping) -> LLMEngine:
     try:
         own = {"worker_extension_cls": f"{__name__}.WorkerExtension", "logits_processors": [f"{__name__}:Draw"]}
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments, **own))
+    except BaseException:
+        _release()
+        raise
     finally:
         torch.set_num_threads = set_num_threads
     engine.collective_rpc("tomograph_attach")
@@ -229,6 +232,12 @@ def start(arguments: Mapping) -> LLMEngine:
 def stop(engine: LLMEngine) -> None:
     engine.collective_rpc("tomograph_release")
     engine.engine_core.shutdown()
+    _release()
+
+
+def _release() -> None:
+    global _state
+    _state = None
     cleanup_dist_env_and_memory()
 
 
@@ -251,8 +260,8 @@ def cache_room(engine: LLMEngine) -> CacheRoom:
     return CacheRoom(config.num_blocks - 1, size, len(groups))  # block 0 is vLLM's own
 
 
-def request(prompt: Sequence[int], salt: str | None) -> dict:
-    tokens = {"prompt_token_ids": list(prompt)}
+def prompt(ids: Sequence[int], salt: str | None) -> dict:
+    tokens = {"prompt_token_ids": list(ids)}
     return tokens if salt is None else tokens | {"cache_salt": salt}
 
 

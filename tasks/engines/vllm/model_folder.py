@@ -15,6 +15,7 @@ from tasks.errors import BadInput
 
 @dataclass(frozen=True)
 class ModelFolder:
+    folder: Path
     config: PretrainedConfig
     end_tokens: tuple[int, ...]
     """Ids that end a text: the generation configuration's, else the model's."""
@@ -32,17 +33,17 @@ class ModelFolder:
             )
         has_own = (folder / "generation_config.json").is_file()
         ids = (GenerationConfig.from_pretrained(folder) if has_own else config).eos_token_id
-        return cls(config, () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids))
+        return cls(folder, config, () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids))
 
     @property
     def max_positions(self) -> int:
         return self.config.max_position_embeddings
 
-    def cache_bytes(self, requests: int, length: int, dtype: str) -> int:
+    def cache_bytes(self, requests: int, length: int, block_size: int, dtype: str) -> int:
         """Bytes of a key-value cache for so many requests of so many tokens, within a quarter of the free memory."""
         config = self.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         token = 2 * config.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
-        blocks = requests * -(-(length + 1) // 32) + 1
-        return min(blocks * 32 * token, psutil.virtual_memory().available // 4)
+        blocks = requests * -(-length // block_size) + 1
+        return min(blocks * block_size * token, psutil.virtual_memory().available // 4)

@@ -1,53 +1,56 @@
-"""Captured rows of a finished trial, with the labels that its own text gives them."""
+"""What a finished trial left, checked against what it should have left."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from tasks.engines.interface import Capture, CapturedRow, Position, Trial
-from tasks.engines.vllm.captures import Rows
+from tasks.engines.interface import Capture, CapturedRow, check_edits
+from tasks.engines.recorder import check_float16, labels_of
+from tasks.engines.vllm.driver import Finished
+from tasks.engines.vllm.requests import edited_range
 
 
-def captured(
-    trial: Trial, tokens: tuple[int, ...], rows: Rows | None, slot: int, capture: Capture
-) -> tuple[tuple[CapturedRow, ...], np.ndarray | None, np.ndarray | None]:
-    """(labels [n], features [n, F] float16, residuals [n, L, d] float32) of the trial in `slot`.
+def checked(done: Finished) -> int:
+    """Positions edited, those included whose keys and values were read from the prefix cache.
+
+    They were edited by the request that stored them, which was checked too. Raises `EditNotApplied`.
+    """
+    trial, n = done.trial, len(done.tokens)
+    first, stop = edited_range(trial.edit, len(trial.prompt))
+    from_cache = max(0, min(stop, done.cached) - first)
+    # vLLM may run a request once more before it knows that it has ended; that token counts for nothing.
+    read = int(done.outcome.read[done.entry])
+    beyond = max(0, min(stop, read) - max(first, len(trial.prompt) + n - 1))
+    applied = int(done.outcome.applied[done.entry])
+    return check_edits(trial, applied - beyond, n, unread=from_cache) + from_cache
+
+
+def edit_found(done: Finished) -> tuple[float | None, float | None]:
+    """(activation before the edit, relative change) at the prompt's last position."""
+    if done.trial.edit is None:
+        return None, None
+    return float(done.outcome.f[done.entry]), float(done.outcome.relative_delta[done.entry])
+
+
+def captured(done: Finished, capture: Capture) -> tuple[tuple[CapturedRow, ...], np.ndarray | None, np.ndarray | None]:
+    """(labels [n], features [n, F] float16, residuals [n, L, d] float32).
 
     Raises RuntimeError when a row is missing or was read from another token than the trial's text has there, and
     OverflowError when an activation does not fit float16.
     """
     if capture.empty:
         return (), None, None
-    of_slot = (rows.slot == slot).nonzero()[0]
+    rows = done.outcome.rows
+    of_slot = (rows.slot == done.slot).nonzero()[0]
     at = dict(zip(rows.position[of_slot].tolist(), of_slot.tolist(), strict=True))
-    text = (*trial.prompt, *tokens)
-    labels, chosen = [], []
-    for kind, position in _wanted(capture, len(trial.prompt), len(text)):
-        if position not in at or rows.token[at[position]] != text[position]:
-            raise RuntimeError(f"trial {trial.id}: no capture of token {text[position]} at position {position}")
-        labels.append(CapturedRow(trial.id, kind, position, text[position]))
-        chosen.append(at[position])
-    features = _as_float16(rows.features[chosen], labels) if capture.rows else None
-    residuals = rows.residuals[chosen] if capture.residual_layers else None
-    return tuple(labels), features, residuals
-
-
-def _wanted(capture: Capture, prompt_length: int, text_length: int) -> list[tuple[Position, int]]:
-    """The model reads all tokens but the last one generated."""
-    last, final = prompt_length - 1, text_length - 2
-    if "decode" in capture.positions:
-        return [("decode", position) for position in range(last, final + 1)]
-    ends: dict[Position, int] = {"last": last, "final": final}
-    return [(kind, position) for kind, position in ends.items() if kind in capture.positions]
-
-
-def _as_float16(features: np.ndarray, labels: list[CapturedRow]) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        half = features.astype(np.float16)
-    if not np.isfinite(half).all():
-        n, worst = np.unravel_index(np.argmax(np.abs(features)), features.shape)
-        raise OverflowError(
-            f"trial {labels[n].trial}, position {labels[n].position}: the activation of captured feature number "
-            f"{worst} is {features[n, worst]}, beyond float16 (65504); capture that feature elsewhere or leave it out"
-        )
-    return half
+    labels = labels_of(done.trial, done.tokens, capture.positions)
+    for label in labels:
+        if label.position not in at or rows.token[at[label.position]] != label.token:
+            raise RuntimeError(
+                f"trial {label.trial}: token {label.token} at position {label.position} was not recorded"
+            )
+    chosen = [at[label.position] for label in labels]
+    features = rows.features[chosen] if capture.rows else None
+    if features is not None:
+        check_float16(features, labels)
+    return labels, features, rows.residuals[chosen] if capture.residual_layers else None

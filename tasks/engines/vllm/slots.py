@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.engines.sampling import uniforms
+from tasks.engines.sampling import Kinds, uniforms
 from tasks.engines.vllm.requests import Instructions
 
 
@@ -43,6 +43,11 @@ class Step:
     """[R] float64"""
     uniform: np.ndarray
     """[R] float64: the trial's own random number for that token."""
+
+    @property
+    def kinds(self) -> Kinds:
+        sampled = self.temperature > 0
+        return Kinds(bool((~sampled).any()), bool(sampled.any()), bool((sampled & (self.top_p < 1)).any()))
 
 
 class Slots:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tasks.engines.bank import Bank
@@ -23,8 +22,9 @@ from tasks.engines.edit import Found, TokenEdits, edit_
 from tasks.engines.interface import Capture
 from tasks.engines.sampling import group_probabilities, sample
 from tasks.engines.vllm.captures import Captures, Rows
+from tasks.engines.vllm.dictionaries import load_dictionary
 from tasks.engines.vllm.slots import Slots, Step
-from tasks.sae.sae import SAE, Threshold, TopK
+from tasks.sae.sae import SAE
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class WorkerState:
         if self._groups:
             mass = group_probabilities(logits, self._groups, *self._setting)
             self._masses[self._upload(np.where(step.generated == 0, step.slots, self._slots.size))] = mass
-        return sample(logits, temperature.float(), top_p.float(), uniform)
+        return sample(logits, temperature.float(), top_p.float(), uniform, step.kinds)
 
     def collect(self, slots: Sequence[int]) -> Outcome:
         """What finished requests left; one wait for the device."""
@@ -205,17 +205,3 @@ class WorkerState:
 def slot_count(max_requests: int) -> int:
     """Slots of an engine: a finished request keeps its own until it is collected, with others."""
     return 2 * max_requests
-
-
-def save_dictionary(sae: SAE, path: Path) -> None:
-    tensors = {"W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec, "b_dec": sae.b_dec}
-    tensors |= {"k": torch.tensor(sae.gate.k)} if isinstance(sae.gate, TopK) else {"theta": sae.gate.theta}
-    tensors["layer"] = torch.tensor(sae.layer)
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata={"name": sae.name})
-
-
-def load_dictionary(path: Path | str) -> SAE:
-    tensors = load_file(path)
-    gate = TopK(int(tensors["k"])) if "k" in tensors else Threshold(tensors["theta"])
-    parts = {name: tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    return SAE(layer=int(tensors["layer"]), gate=gate, name=Path(path).stem, **parts)

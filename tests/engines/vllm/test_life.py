@@ -10,7 +10,7 @@ from tasks.engines.interface import Capture, Cell, Edit, Trial
 from tasks.engines.torch_engine import TorchEngine
 from tasks.engines.vllm.engine import VllmEngine
 from tasks.errors import BadInput
-from tests.engines.vllm.conftest import run
+from tests.engines.vllm.conftest import run, texts
 from tests.models.tiny import save_tiny_model
 
 
@@ -21,8 +21,8 @@ def test_compiled_and_eager_agree(bench):
         eager = run(engine, trials, capture)
     with bench.open(enforce_eager=False) as engine:
         compiled = run(engine, trials, capture)
-    bench.assert_naive(trials, eager)
-    bench.assert_naive(trials, compiled)
+    bench.assert_naive(trials, texts(eager))
+    bench.assert_naive(trials, texts(compiled))
     for trial in trials:
         one, other = eager[trial.id], compiled[trial.id]
         assert one.edits_applied == other.edits_applied
@@ -37,10 +37,10 @@ def test_a_cache_too_small_for_all_holds_back_and_a_prompt_in_chunks_is_read_who
     trials = [Trial(i, prompts[i % 4], i, Edit(i % 6, 3.0, "all"), max_new_tokens=30) for i in range(12)]
     block = 2 * 4 * 2 * 32 * 4 * 32
     with bench.open(cache_bytes=9 * block, max_batched_tokens=40) as engine:
-        assert engine._room.blocks == 8
+        assert engine._driver._room.blocks == 8
         capture = Capture(residual_layers=[3], positions=("last",))
         results = run(engine, trials, capture)
-    bench.assert_naive(trials, results)
+    bench.assert_naive(trials, texts(results))
     for trial in trials:
         stream = bench.naive(trial)[1][3]
         np.testing.assert_allclose(results[trial.id].residuals[0, 0], stream[89], rtol=1e-3, atol=2e-4)
@@ -89,13 +89,14 @@ def test_models_and_edits_it_cannot_run_are_refused(vllm, bench, tmp_path):
     folder = save_tiny_model(tmp_path / "neox", "gpt_neox")
     with pytest.raises(BadInput, match=r"GPTNeoXForCausalLM.*use the torch engine"):
         VllmEngine(folder)
-    with pytest.raises(BadInput, match="vLLM refuses"):
-        bench.open(max_model_len=100_000)
+    for options in ({"max_model_len": 100_000}, {"cache_bytes": 1000}):
+        with pytest.raises(BadInput, match="vLLM refuses"):
+            bench.open(**options)
     with (
         VllmEngine(bench.folder, bench.bank, None, max_model_len=64, enforce_eager=True) as engine,
         pytest.raises(ValueError, match="need the layer's SAE, none given"),
     ):
-        run(engine, [Trial(0, (5, 6), seed=0, edit=Edit(0, 1.0, mode="reconstruct"))])
+        run(engine, [Trial(0, (5, 6), seed=0)], Capture(rows=[5]))
 
 
 def test_without_a_bank_it_generates(bench):

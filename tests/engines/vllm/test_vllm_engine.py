@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,14 +10,10 @@ import pytest
 from tasks.engines.interface import Capture, Cell, Edit, EditNotApplied, Trial
 from tasks.engines.torch_engine import TorchEngine
 from tasks.engines.vllm import requests
-from tasks.engines.vllm.engine import VllmEngine
+from tasks.engines.vllm.results import checked
 from tasks.errors import BadInput
 from tests.engines import naive
-from tests.engines.vllm.conftest import run
-
-
-def tokens(results) -> dict[int, tuple[int, ...]]:
-    return {i: result.tokens for i, result in results.items()}
+from tests.engines.vllm.conftest import run, texts
 
 
 def long_prompt(bench, seed: int = 0, length: int = 100) -> tuple[int, ...]:
@@ -37,13 +32,13 @@ def test_64_distinct_edits_in_one_batch_equal_the_torch_engine_one_at_a_time(ben
     alone = TorchEngine(bench.loaded, bench.bank, bench.saes.__getitem__, batch_size=1, end_tokens=())
     expected = run(alone, trials)
     results = run(engine, trials)
+    bench.assert_naive(trials, texts(results))
     for trial in trials:
         got, want = results[trial.id], expected[trial.id]
-        assert bench.same_text(trial, want.tokens, got.tokens)
         assert got.edits_applied == want.edits_applied
         assert got.f_before == pytest.approx(want.f_before, rel=1e-4, abs=1e-4)
         assert got.relative_delta == pytest.approx(want.relative_delta, rel=1e-4)
-    assert np.mean([results[t.id].tokens == expected[t.id].tokens for t in trials]) > 0.95
+    assert sum(results[t.id].tokens != expected[t.id].tokens for t in trials) <= 1
 
 
 def plain_after_edited(bench, engine, seed: int) -> tuple[Trial, tuple[int, ...]]:
@@ -80,13 +75,12 @@ def test_an_edited_last_block_is_not_taken_for_a_plain_one(scope, bench, engine,
 
 def test_trials_share_what_no_edit_has_touched_and_all_of_it_under_the_same_edit(bench, engine, monkeypatch):
     cached = {}
-    checked = VllmEngine._checked
 
-    def spy(self, done, outcome, i):
+    def spy(done):
         cached[done.trial.id] = done.cached
-        return checked(self, done, outcome, i)
+        return checked(done)
 
-    monkeypatch.setattr(VllmEngine, "_checked", spy)
+    monkeypatch.setattr("tasks.engines.vllm.engine.checked", spy)
     prompt = long_prompt(bench, seed=30)
     edits = [None, Edit(0, 1.0), Edit(1, 1.0, "decode"), Edit(2, 1.0, "all"), Edit(2, 1.0, "all"), Edit(2, 2.0, "all")]
     for i, edit in enumerate(edits):
@@ -97,14 +91,15 @@ def test_trials_share_what_no_edit_has_touched_and_all_of_it_under_the_same_edit
 
 def test_samples_do_not_depend_on_order_or_neighbours(bench, engine):
     trials = bench.trials(60, seed=2)
-    expected = tokens(run(engine, trials))
+    expected = texts(run(engine, trials))
     assert len(set(expected.values())) > 30
-    bench.assert_naive(trials, {r: SimpleNamespace(tokens=t) for r, t in expected.items()})
+    bench.assert_naive(trials, expected)
     shuffled = [trials[i] for i in np.random.default_rng(0).permutation(len(trials))]
-    again = tokens(run(engine, shuffled))
-    assert all(bench.same_text(trial, expected[trial.id], again[trial.id]) for trial in trials)
+    again = texts(run(engine, shuffled))
+    bench.assert_naive(trials, again)
+    assert sum(again[i] != expected[i] for i in expected) <= 1
     alone = {trial.id: run(engine, [trial])[trial.id].tokens for trial in trials[:10]}
-    assert all(bench.same_text(trial, expected[trial.id], alone[trial.id]) for trial in trials[:10])
+    assert sum(alone[i] != expected[i] for i in alone) <= 1
 
 
 def test_samples_of_a_cell_have_their_own_seeds(bench, engine):
@@ -112,7 +107,7 @@ def test_samples_of_a_cell_have_their_own_seeds(bench, engine):
     trials = [Trial(i, prompt, seed=100 + i, edit=Edit(1, 3.0, "decode"), max_new_tokens=8) for i in range(30)]
     results = run(engine, trials)
     assert len({result.tokens for result in results.values()}) > 25
-    bench.assert_naive(trials, results)
+    bench.assert_naive(trials, texts(results))
 
 
 def test_last_and_final_positions_are_rows_of_decode(bench, engine):
@@ -145,11 +140,11 @@ def test_captured_labels_are_right_when_prompts_come_from_the_cache(bench, engin
 
 def test_end_tokens_end_a_trial(bench, engine, monkeypatch):
     trials = bench.trials(30, seed=8, max_new_tokens=12, temperature=1.0, top_p=1.0)
-    free = tokens(run(engine, trials))
+    free = texts(run(engine, trials))
     end = sorted({free[trial.id][len(free[trial.id]) // 2] for trial in trials[:6]})
     monkeypatch.setattr(engine, "end_tokens", tuple(end))
     results = run(engine, trials)
-    bench.assert_naive(trials, results, end)
+    bench.assert_naive(trials, texts(results), end)
     assert {result.finish for result in results.values()} == {"eos", "length"}
     for result in results.values():
         assert (result.finish == "eos") == (result.tokens[-1] in end)
@@ -193,7 +188,7 @@ def test_an_abandoned_call_leaves_the_engine_usable(bench, engine):
     with pytest.raises(RuntimeError, match="the engine is running"):
         next(engine.generate(trials))
     results.close()
-    bench.assert_naive(trials[:20], run(engine, trials[:20], capture))
+    bench.assert_naive(trials[:20], texts(run(engine, trials[:20], capture)))
 
 
 def test_wrong_input_is_refused(bench, engine, tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tasks.engines.interface import Capture, Edit, Trial
+from tasks.engines.vllm.dictionaries import load_dictionary, save_dictionary
 from tasks.engines.vllm.engine import VllmEngine
 from tasks.engines.vllm.requests import Instructions, cache_salt, salted_position
-from tasks.engines.vllm.state import Call, WorkerState, load_dictionary, save_dictionary
+from tasks.engines.vllm.state import Call, WorkerState
 from tasks.errors import BadInput
 from tests.engines.conftest import Bench, random_sae
 from tests.models.tiny import save_tiny_model
