@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tests.interpreted_triton  # noqa: F401  isort: skip
+
 import itertools
 import re
 import subprocess

@@ -76,7 +76,7 @@ def dimensions(counts: Sequence[int], most: int) -> tuple[int, int]:
 
     Rows of a tile are as many as they can be without leaving too many of them empty.
     """
-    widest = min(MOST_ROWS, most if len(counts) == 1 else max(1, most // 2))
+    widest = min(MOST_ROWS, max(counts), most if len(counts) == 1 else max(1, most // 2))
     rows = widest
     while rows > 1 and sum(-(-n // rows) * rows for n in counts) > WASTE * sum(counts):
         rows -= 1
