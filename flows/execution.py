@@ -13,7 +13,7 @@ LAUNCHERS: dict[str, type[Launcher[Any]]] = {"process": ProcessLauncher}
 
 
 class Execution(BaseModel):
-    """Where and how the work runs. Nothing here changes a result."""
+    """Where and how the work runs. Nothing here changes a result, but for the engine that `auto` comes to."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -23,7 +23,8 @@ class Execution(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="`auto` takes the GPUs if this machine has any, else the CPU.",
+        description="`auto` takes the GPUs if this machine has any, else the CPU. Where `trials.engine` is `auto` too, "
+        "this decides the engine.",
     )
     slots: int | None = Field(
         None,

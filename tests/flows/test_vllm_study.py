@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import pytest
 import yaml
 
 from flows.launchers.environments import check
-from tasks.artifacts.catalog import load_spec
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
@@ -20,6 +20,7 @@ from tests.requirements import need
 
 pytestmark = pytest.mark.slow
 
+ENGINES = ("torch", "vllm")
 HEAD_DIM = 32
 """The smallest that vLLM's attention on CPUs has."""
 
@@ -33,56 +34,78 @@ def vllm() -> None:
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> dict[str, Store]:
-    """Stores of the planted study, run once with each engine."""
+def store(vllm: None, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Store:
+    """The planted study, run with each engine. What the engine does not decide runs once."""
     folder = tmp_path_factory.mktemp("planted")
     settings = plant(folder, head_dim=HEAD_DIM).settings(
         contrast={"prompts_per_group": 16, "top_k_per_layer": 3},
         trials={"trials_per_cell": 40, "baseline_trials": 40, "max_new_tokens": 3, "temperature": 1.0},
         confirm={"trials_per_cell": 40},
+        execution={"device": "cpu", "slots": 1, "threads": 1},
     )
-    settings["execution"] = {"device": "cpu", "slots": 1, "threads": 1}
-    stores = {}
-    for engine in ("torch", "vllm"):
-        file, store = folder / f"{engine}.yaml", folder / f"store-{engine}"
-        file.write_text(yaml.safe_dump(settings | {"trials": settings["trials"] | {"engine": engine}}))
-        command = [sys.executable, "-m", "flows", "patching", "--config", str(file), "--store", str(store)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    for engine in ENGINES:
+        command = [sys.executable, "-m", "flows", "patching", "--config", str(file), "--trials.engine", engine]
+        done = subprocess.run(
+            [*command, "--store", str(folder / "store")], capture_output=True, text=True, timeout=800, check=False
+        )
         assert done.returncode == 0, done.stderr
-        stores[engine] = Store(store)
-    return stores
+    return Store(folder / "store")
 
 
 def shards(store: Store, task: str) -> list[Shard]:
-    folders = sorted((Path(store.url) / "shards" / task).iterdir())
-    return [Shard(store, f"shards/{task}/{folder.name}") for folder in folders]
+    return [Shard(store, f"shards/{task}/{folder.name}") for folder in (Path(store.url) / "shards" / task).iterdir()]
 
 
-def verdict(store: Store) -> list[dict[str, Any]]:
-    """Rows of the final verdict."""
-    [final] = [one for one in shards(store, "patching.verdict") if "confirmation" in one.manifest.spec.inputs]
-    return final.table("verdict").to_pylist()
+def of_engine(store: Store, engine: str) -> Iterator[Shard]:
+    """The shards of trials that ran on an engine."""
+    return (one for one in shards(store, "patching.trials") if one.manifest.spec.params["engine"] == engine)
 
 
-def trials(store: Store) -> dict[int, dict[str, Any]]:
+def trials(store: Store, engine: str) -> dict[int, dict[str, Any]]:
     """All trials, by their ids, which name a trial across engines."""
-    return {row["trial_id"]: row for one in shards(store, "patching.trials") for row in one.table("trials").to_pylist()}
+    return {row["trial_id"]: row for one in of_engine(store, engine) for row in one.table("trials").to_pylist()}
 
 
-def test_the_planted_feature_is_the_only_discovery_with_either_engine(studies: dict[str, Store]) -> None:
-    for store in studies.values():
-        found = verdict(store)
+def test_each_engine_ran_its_own_trials_and_nothing_else_twice(store: Store) -> None:
+    ran = [
+        one.manifest.spec.task
+        for folder in (Path(store.url) / "shards").iterdir()
+        for one in shards(store, folder.name)
+    ]
+    assert {task: ran.count(task) for task in set(ran)} == {
+        "patching.prepare": 1,
+        "patching.activations": 1,
+        "patching.contrast": 1,
+        "patching.screen": 1,
+        "patching.survivors": 1,
+        "patching.trials": 2 * 3,
+        "patching.verdict": 2 * 2,
+        "patching.words": 2,
+        "report.patching": 2,
+    }
+
+
+def test_the_planted_feature_is_the_only_discovery_with_either_engine(store: Store) -> None:
+    final = [one for one in shards(store, "patching.verdict") if "confirmation" in one.manifest.spec.inputs]
+    assert len(final) == len(ENGINES)
+    for one in final:
+        found = one.table("verdict").to_pylist()
         assert {(row["layer"], row["feature"]) for row in found} == {(PLANTED_LAYER, PLANTED)}
         assert {row["prompt"] for row in found} == set(PROMPTS)
         assert all(row["confirmed"] and row["specific"] for row in found)
 
 
-def test_a_trial_is_the_same_with_either_engine(studies: dict[str, Store]) -> None:
-    """The seed draws the same tokens, wherever no probability lies within rounding of the number drawn."""
-    on_torch, on_vllm = trials(studies["torch"]), trials(studies["vllm"])
+def test_a_trial_is_the_same_with_either_engine(store: Store) -> None:
+    """The seed draws the same tokens, but where an edge of the cumulative distribution lies within rounding of it.
+
+    The tiny model spreads its probability over 400 tokens, so there are many edges: about one draw in 3,000.
+    """
+    on_torch, on_vllm = (trials(store, engine) for engine in ENGINES)
     assert on_torch.keys() == on_vllm.keys()
     same = [on_torch[id]["tokens"] == on_vllm[id]["tokens"] for id in on_torch]
-    assert sum(same) >= 0.999 * len(same)
+    assert sum(same) >= 0.995 * len(same)
     for id, row in on_torch.items():
         other = on_vllm[id]
         assert (row["f_before"] is None) == (other["f_before"] is None)
@@ -91,24 +114,38 @@ def test_a_trial_is_the_same_with_either_engine(studies: dict[str, Store]) -> No
             assert other["relative_delta"] == pytest.approx(row["relative_delta"], rel=1e-3, abs=1e-4)
 
 
-def test_manifests_and_report_say_what_ran(studies: dict[str, Store]) -> None:
-    for engine, store in studies.items():
-        for one in shards(store, "patching.trials"):
-            assert one.manifest.spec.params["engine"] == engine
+def test_captures_are_the_same_with_either_engine(store: Store) -> None:
+    def last_rows(engine: str) -> dict[int, Any]:
+        """Activations at the last position of the prompt, which no sampled token precedes, by trial."""
+        return {
+            label["trial_id"]: features
+            for one in of_engine(store, engine)
+            for tensors in [list(one.tensors("activations"))]
+            for label, features in zip(
+                one.table("activation_rows").to_pylist(),
+                (row for part in tensors for row in part["features"]),
+                strict=True,
+            )
+            if label["position_kind"] == "last"
+        }
+
+    on_torch, on_vllm = (last_rows(engine) for engine in ENGINES)
+    assert on_torch.keys() == on_vllm.keys() == trials(store, "torch").keys()
+    for id, features in on_torch.items():
+        assert on_vllm[id] == pytest.approx(features, rel=2e-3, abs=2e-3)
+
+
+def test_manifests_and_reports_say_what_ran(store: Store) -> None:
+    for engine in ENGINES:
+        for one in of_engine(store, engine):
             facts = one.manifest.run["notes"]["engine"]
             assert facts["name"] == engine
             assert facts["version"][0].isdigit()
             assert facts["batch_size"] >= 1
             assert ("vllm" in one.manifest.run["versions"]) == (engine == "vllm")
-        for one in shards(store, "patching.screen"):
-            assert "vllm" not in one.manifest.run["versions"]
-        [page] = Path(store.url).glob("reports/*/report.html")
-        assert (
-            f"{facts['name']} {facts['version']} with up to {facts['batch_size']} trials at a time" in page.read_text()
-        )
-
-
-def test_no_spec_leaves_the_engine_open(studies: dict[str, Store]) -> None:
-    for store in studies.values():
-        for one in shards(store, "report.patching"):
-            assert load_spec(store, f"{one.manifest.spec.path}/spec.json").params["settings"]["trials.engine"] != "auto"
+        said = f"{engine} {facts['version']} with up to {facts['batch_size']} trials at a time"
+        pages = [page.read_text() for page in Path(store.url).glob("reports/*/report.html")]
+        assert [said in page for page in pages].count(True) == 1
+    assert {one.manifest.spec.params["settings"]["trials.engine"] for one in shards(store, "report.patching")} == set(
+        ENGINES
+    )
