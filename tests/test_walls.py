@@ -11,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
+# vLLM has an environment of its own; what needs it is imported where it is.
 # Entry points run on import of `__main__` guards only, so every module can be imported.
 PROGRAM = """
 import importlib, pkgutil, sys

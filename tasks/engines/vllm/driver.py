@@ -23,6 +23,18 @@ _REMEDY = {
 }
 
 
+@dataclass(frozen=True)
+class CacheRoom:
+    """The key-value cache: every token of a sequence takes a place in each of the groups."""
+
+    blocks: int
+    block_size: int
+    groups: int
+
+    def blocks_for(self, tokens: int) -> int:
+        return self.groups * -(-tokens // self.block_size)
+
+
 @dataclass(frozen=True, eq=False)
 class Finished:
     """A trial that ended, with what it left."""
@@ -43,7 +55,7 @@ class Driver:
 
     def __init__(self, vllm, internals, bank_digest: str):
         self._vllm, self._internals, self._bank_digest = vllm, internals, bank_digest
-        self._room = internals.cache_room(vllm)
+        self._room = CacheRoom(*internals.cache_room(vllm))
         self._serial = 0
         self._state: Literal["idle", "running", "broken", "closed"] = "idle"
 

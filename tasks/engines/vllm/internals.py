@@ -6,7 +6,8 @@ is done.
 
     register            the patched model classes, under the names of their originals
     tomograph::edit     the custom operation at the end of every decoder layer
-    Draw                a logits processor that leaves one token, drawn with the trial's own random number
+    Draw, draw_v2       logits processors that leave one token, drawn with the trial's own random number
+    model_state_v2      the V2 runner's seam; V1 is entered in WorkerExtension.tomograph_attach
     WorkerExtension     what the driver calls in every worker
     salt_where_edited   the prefix cache's salt, placed at the first edited position
 """
@@ -15,14 +16,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams
+from vllm import EngineArgs, LLMEngine, ModelRegistry, SamplingParams, envs
 from vllm.config import VllmConfig
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -37,6 +38,9 @@ from tasks.engines.vllm.supported import ARCHITECTURES
 
 _state: WorkerState | None = None
 """This process's worker; an engine is built after the one before it was closed."""
+
+_serving = False
+"""From now on every request is the driver's."""
 
 
 def _edit(hidden: Tensor, residual: Tensor, layer: int) -> None:
@@ -76,6 +80,8 @@ def _patched(base: type[nn.Module]) -> type[nn.Module]:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)
             if KEY in vllm_config.additional_config:
                 _install(self, vllm_config)
+                if vllm_config.use_v2_model_runner:
+                    self.get_model_state_cls = model_state_v2
 
     Patched.__name__ = Patched.__qualname__ = base.__name__
     return Patched
@@ -140,8 +146,65 @@ class Draw(LogitsProcessor):
         pass
 
     def apply(self, logits: Tensor) -> Tensor:
-        tokens = _state.draw(logits)
-        return logits.fill_(float("-inf")).scatter_(1, tokens[:, None], 0.0)
+        return _drawn(logits)
+
+
+def _drawn(logits: Tensor) -> Tensor:
+    tokens = _state.draw(logits)
+    return logits.fill_(float("-inf")).scatter_(1, tokens[:, None], 0.0)
+
+
+def __getattr__(name: str) -> type:
+    """`DrawV2`, made when vLLM asks for it by name: what it derives from belongs to the V2 runner."""
+    if name != "DrawV2":
+        raise AttributeError(name)
+    return draw_v2()
+
+
+@functools.cache
+def draw_v2() -> type:
+    """`Draw` for the V2 runner, whose logits processors have an interface of their own."""
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+
+    class DrawV2(LogitsProcessorV2):
+        def apply(self, logits: Tensor, ctx) -> Tensor:
+            return _drawn(logits) if _serving else logits
+
+    return DrawV2
+
+
+def model_state_v2() -> type:
+    """V2 runner: what `WorkerExtension.tomograph_attach` does for V1, at the seam that V2 offers to models.
+
+    Before it serves, vLLM warms up with requests of its own, which carry no instructions.
+    """
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+    class EditedModelState(DefaultModelState):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._instructions: dict[int, Mapping] = {}
+            self._input_ids: Tensor | None = None
+
+        def add_request(self, req_index: int, new_req_data) -> None:
+            super().add_request(req_index, new_req_data)
+            if _serving:
+                self._instructions[req_index] = _instructions(new_req_data.sampling_params)
+
+        def prepare_inputs(self, input_batch, req_states) -> dict:
+            if _serving:
+                n = input_batch.num_reqs
+                requests = [self._instructions[index] for index in input_batch.idx_mapping_np[:n].tolist()]
+                _state.prepare(requests, input_batch.num_computed_tokens_np[:n], input_batch.num_scheduled_tokens[:n])
+                self._input_ids = input_batch.input_ids
+            return super().prepare_inputs(input_batch, req_states)
+
+        def postprocess_state(self, idx_mapping, num_sampled, num_computed_tokens=None) -> None:
+            super().postprocess_state(idx_mapping, num_sampled, num_computed_tokens)
+            if _serving:
+                _state.finish(self._input_ids)
+
+    return EditedModelState
 
 
 def on_cuda() -> bool:
@@ -153,6 +216,10 @@ class WorkerExtension:
 
     def tomograph_attach(self) -> None:
         """After the model was built and warmed up: from now on, passes carry requests."""
+        global _serving
+        _serving = True
+        if self.use_v2_model_runner:
+            return
         runner = self.model_runner
         forward = runner._model_forward
 
@@ -181,8 +248,12 @@ class WorkerExtension:
         return _state.collect(slots)
 
     def tomograph_release(self) -> None:
-        global _state
-        _state = None
+        _forget()
+
+
+def _forget() -> None:
+    global _state, _serving
+    _state, _serving = None, False
 
 
 def _instructions(params) -> Mapping:
@@ -218,7 +289,8 @@ def start(arguments: Mapping) -> LLMEngine:
     salt_where_edited()
     set_num_threads = torch.set_num_threads  # vLLM replaces it on a CPU, for the whole process
     try:
-        own = {"worker_extension_cls": f"{__name__}.WorkerExtension", "logits_processors": [f"{__name__}:Draw"]}
+        draw = "DrawV2" if envs.VLLM_USE_V2_MODEL_RUNNER else "Draw"
+        own = {"worker_extension_cls": f"{__name__}.WorkerExtension", "logits_processors": [f"{__name__}:{draw}"]}
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments, **own))
     except BaseException:
         _release()
@@ -236,33 +308,20 @@ def stop(engine: LLMEngine) -> None:
 
 
 def _release() -> None:
-    global _state
-    _state = None
+    _forget()
     cleanup_dist_env_and_memory()
 
 
-@dataclass(frozen=True)
-class CacheRoom:
-    """The key-value cache: every token of a sequence takes a place in each of the groups."""
-
-    blocks: int
-    block_size: int
-    groups: int
-
-    def blocks_for(self, tokens: int) -> int:
-        return self.groups * -(-tokens // self.block_size)
-
-
-def cache_room(engine: LLMEngine) -> CacheRoom:
+def cache_room(engine: LLMEngine) -> tuple[int, int, int]:
+    """Of the key-value cache: blocks, tokens in a block, groups (every token takes a place in each of them)."""
     config = engine.engine_core.engine_core.scheduler.kv_cache_config
     groups = config.kv_cache_groups
     size = min(group.kv_cache_spec.block_size for group in groups)
-    return CacheRoom(config.num_blocks - 1, size, len(groups))  # block 0 is vLLM's own
+    return config.num_blocks - 1, size, len(groups)  # block 0 is vLLM's own
 
 
-def prompt(ids: Sequence[int], salt: str | None) -> dict:
-    tokens = {"prompt_token_ids": list(ids)}
-    return tokens if salt is None else tokens | {"cache_salt": salt}
+def prompt(ids: Sequence[int], salt: str | None) -> TokensInput:
+    return tokens_input(list(ids), cache_salt=salt)
 
 
 def sampling(instructions: Mapping, end_tokens: Sequence[int]) -> SamplingParams:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -74,7 +77,7 @@ def test_bfloat16_equals_the_torch_engine_up_to_its_rounding(bench, tmp_path):
     groups = [list(range(0, 60)), list(range(60, 200)), list(range(200, 262))]
     try:
         loaded.model.to(torch.bfloat16)
-        expected = {r.id: r for r in TorchEngine(loaded, bench.bank).first_token(cells, groups)}
+        expected = {r.id: r for r in TorchEngine(loaded, bench.bank, bench.saes.__getitem__).first_token(cells, groups)}
     finally:
         loaded.model.to(torch.float32)
     with bench.open(dtype="bfloat16") as engine:
@@ -105,3 +108,23 @@ def test_without_a_bank_it_generates(bench):
         assert run(engine, [trial])[0].tokens == bench.naive(trial)[0]
         with pytest.raises(IndexError, match="has 0 rows"):
             run(engine, [Trial(0, (5, 6), seed=0, edit=Edit(0, 1.0))])
+
+
+def test_the_second_runners_seams_are_as_the_adapter_expects(vllm):
+    """The V2 runner needs a GPU; that its classes take what the adapter gives and give what it takes can be seen."""
+    from vllm.v1.core.sched.output import NewRequestData
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+
+    from tasks.engines.vllm import internals
+
+    state, draw = internals.model_state_v2(), internals.DrawV2
+    for name in ("add_request", "prepare_inputs", "postprocess_state"):
+        ours, theirs = (inspect.signature(getattr(cls, name)).parameters for cls in (state, DefaultModelState))
+        assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+    assert not state.__abstractmethods__
+    assert not draw.__abstractmethods__
+    assert inspect.signature(draw.apply).parameters.keys() == inspect.signature(draw.__mro__[1].apply).parameters.keys()
+    fields = {"num_reqs", "idx_mapping_np", "num_computed_tokens_np", "num_scheduled_tokens", "input_ids"}
+    assert fields <= {field.name for field in dataclasses.fields(InputBatch)}
+    assert "sampling_params" in {field.name for field in dataclasses.fields(NewRequestData)}
