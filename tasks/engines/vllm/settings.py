@@ -95,6 +95,7 @@ def load_internals(v2_runner: bool):
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if v2_runner else "0"
     defaults = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "VLLM_HOST_IP": "127.0.0.1"}
+    defaults["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # cores may be shared, and vLLM binds to them all it finds
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:

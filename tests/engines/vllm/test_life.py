@@ -88,6 +88,14 @@ def test_bfloat16_equals_the_torch_engine_up_to_its_rounding(bench, tmp_path):
             assert got[i].f_before == pytest.approx(expected[i].f_before, abs=0.2)
 
 
+@pytest.mark.slow
+def test_two_workers_that_share_the_model_equal_the_naive_loop(bench):
+    trials = bench.trials(30, seed=3)
+    capture = Capture(rows=[0, 5], residual_layers=[1], positions=("decode",))
+    with bench.open(tensor_parallel=2) as engine:
+        bench.assert_naive(trials, texts(run(engine, trials, capture)))
+
+
 def test_models_and_edits_it_cannot_run_are_refused(vllm, bench, tmp_path):
     folder = save_tiny_model(tmp_path / "neox", "gpt_neox")
     with pytest.raises(BadInput, match=r"GPTNeoXForCausalLM.*use the torch engine"):

@@ -80,6 +80,46 @@ def test_a_pass_plans_every_token_of_every_request():
     assert step.uniform[[0, 1, 3]].tolist() == [of[0][0], of[1][1], of[2][0]]
 
 
+def test_passes_of_fixed_shape_do_what_passes_of_the_needed_shape_do():
+    """As under CUDA graphs: every layer's kernels run on padded tokens, whatever the pass holds."""
+    bench = Bench()
+    capture = Capture(rows=(0, 3, 5), residual_layers=(1, 2), positions=("decode",))
+    call = Call(capture.rows, capture.residual_layers, capture.positions)
+    trials = [
+        Trial(1, tuple(range(8)), seed=1, edit=Edit(0, 4.0, "last"), max_new_tokens=5),
+        Trial(2, tuple(range(6)), seed=2, edit=Edit(2, 5.0, "all"), max_new_tokens=5),
+        Trial(3, tuple(range(5)), seed=3, max_new_tokens=5),
+    ]
+    requests = [asdict(Instructions.of(trial, slot, trial.id)) for slot, trial in enumerate(trials)]
+    found = []
+    for static in (False, True):
+        state = WorkerState(bench.bank, 64, 4, 64, torch.device("cpu"), static, capture)
+        state.begin(call)
+        g, streams = torch.Generator().manual_seed(0), []
+        for computed, scheduled in (([0, 0, 0], [8, 6, 5]), ([8, 6, 5], [1, 1, 1])):
+            n = sum(scheduled)
+            state.prepare(requests, np.array(computed), np.array(scheduled))
+            for layer in range(4):
+                hidden, residual = torch.randn(2, 32, 64, generator=g)
+                before = hidden.clone()
+                shown = slice(None) if static else slice(n)
+                state.apply(hidden[shown], residual[shown], layer)
+                assert torch.equal(hidden[n:], before[n:])
+                streams.append(hidden[:n] + residual[:n])
+            state.finish(torch.arange(32))
+            state.apply(hidden, residual, 0)  # a pass of vLLM's own
+            assert torch.equal(hidden[:n] + residual[:n], streams[-1])
+        found.append((torch.cat(streams), state.collect([0, 1, 2])))
+    (needed, outcome), (fixed, same) = found
+    assert torch.equal(needed, fixed)
+    assert outcome.applied.tolist() == same.applied.tolist() == [1, 7, 0]
+    np.testing.assert_array_equal(outcome.f, same.f)
+    order, other = (np.lexsort((rows.position, rows.slot)) for rows in (outcome.rows, same.rows))
+    assert outcome.rows.position[order].tolist() == [7, 8, 5, 6, 4, 5]
+    np.testing.assert_allclose(outcome.rows.features[order], same.rows.features[other], rtol=1e-3)
+    np.testing.assert_array_equal(outcome.rows.residuals[order], same.rows.residuals[other])
+
+
 @pytest.mark.parametrize("gate", ["relu", "jumprelu", "topk"])
 def test_a_dictionary_comes_back_from_its_file(gate, tmp_path):
     sae = random_sae(3, 64, gate)
