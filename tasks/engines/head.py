@@ -17,12 +17,17 @@ from torch import Tensor, nn
 class Float32Head:
     """A stand-in for the forward of a linear head.
 
-    CUDA multiplies 16-bit matrices into float32 as they are; elsewhere a float32 copy of the weights is held.
+    CUDA multiplies 16-bit matrices into float32 as they are; elsewhere a float32 copy of the weights is held. Weights
+    that accelerate keeps elsewhere between passes are left to it, and with them the head's own forward.
     """
 
     def __init__(self, head: nn.Module):
         self._head = head
-        self._wanted = isinstance(head, nn.Linear) and head.weight.dtype in (torch.bfloat16, torch.float16)
+        self._wanted = (
+            isinstance(head, nn.Linear)
+            and head.weight.dtype in (torch.bfloat16, torch.float16)
+            and head.weight.device.type != "meta"
+        )
         if not self._wanted:
             return
         self._bias = None if head.bias is None else head.bias.float()
@@ -37,12 +42,17 @@ class Float32Head:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Inside, the model's logits are float32. A head that is not a 16-bit linear layer stays as it is."""
-        if self._wanted:
-            self._head.forward = self._forward
+        if not self._wanted:
+            yield
+            return
+        before = self._head.__dict__.get("forward")  # accelerate's, in a model on several devices
+        self._head.forward = self._forward
         try:
             yield
         finally:
-            self._head.__dict__.pop("forward", None)
+            del self._head.forward
+            if before is not None:
+                self._head.forward = before
 
     def _from_copy(self, hidden: Tensor) -> Tensor:
         matmul = torch.backends.mkldnn.matmul
@@ -53,6 +63,8 @@ class Float32Head:
             matmul.fp32_precision = before
 
     def _from_16_bit(self, hidden: Tensor) -> Tensor:
-        flat = torch.mm(hidden.flatten(0, -2), self._head.weight.t(), out_dtype=torch.float32)
+        flat = torch.mm(
+            hidden.to(self._head.weight.device).flatten(0, -2), self._head.weight.t(), out_dtype=torch.float32
+        )
         logits = flat.view(*hidden.shape[:-1], -1)
         return logits if self._bias is None else logits + self._bias

@@ -46,6 +46,11 @@ class Layout:
     def n_layers(self) -> int:
         return len(self.blocks)
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """Of each block: where its output is."""
+        return [computes_on(block) for block in self.blocks]
+
     @classmethod
     def of(cls, model: PreTrainedModel) -> Layout:
         """Find the parts by structure. Raises BadInput for a model that has another shape."""
@@ -66,6 +71,15 @@ class Layout:
         )
 
 
+def computes_on(module: nn.Module) -> torch.device:
+    """Where a module computes: where its weights are, or where accelerate brings them and its inputs for a pass."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        return next(module.parameters()).device
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
 def block_output(output: Tensor | tuple) -> Tensor:
     """The residual stream [batch, position, d_model] in what a block returned: a tensor, or first in a tuple."""
     return output if isinstance(output, Tensor) else output[0]
@@ -82,7 +96,7 @@ def verify(model: PreTrainedModel, layout: Layout) -> None:
     captured: list[Tensor] = []
     hooks = [b.register_forward_hook(lambda *call: captured.append(block_output(call[2]))) for b in layout.blocks]
     try:
-        ids = torch.arange(3, device=model.device)[None]
+        ids = torch.arange(3, device=computes_on(layout.embeddings))[None]
         hidden_states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
     finally:
         for hook in hooks:

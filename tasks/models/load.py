@@ -5,6 +5,7 @@ Attention is transformers' default for the architecture: scaled_dot_product_atte
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ from tasks.models import adapter, gguf_weights, hub, remote
 from tasks.models.cache import build_once
 from tasks.models.files import missing
 from tasks.models.fingerprint import fingerprint
-from tasks.models.layout import Layout, verify
+from tasks.models.layout import Layout, computes_on, verify
+from tasks.models.placement import Placement, is_split, placement
 from tasks.models.sources import Source, adapter_source, model_source
 from tasks.models.spec import Dtype, ModelRef
 
@@ -41,7 +43,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.layout.embeddings.weight.device
+        """Where token ids go in. A split model's later blocks may be elsewhere."""
+        return computes_on(self.layout.embeddings)
 
     @property
     def pad_id(self) -> int:
@@ -52,9 +55,12 @@ class LoadedModel:
         return 0
 
 
-def load(ref: ModelRef, device: str | torch.device = "cpu", expected_fingerprint: str | None = None) -> LoadedModel:
+def load(
+    ref: ModelRef, device: str | torch.device | Placement = "cpu", expected_fingerprint: str | None = None
+) -> LoadedModel:
     """Fetch, convert and load `ref`; an adapter is merged.
 
+    device: "cuda" is one GPU, or all visible ones where the weights do not fit one; or a device for each part.
     expected_fingerprint: what an earlier stage recorded; another one is refused.
     Raises BadInput for whatever is wrong with the reference, before weights are read where that can be known, and
     TransientError when a place cannot be reached for now.
@@ -70,7 +76,11 @@ def load(ref: ModelRef, device: str | torch.device = "cpu", expected_fingerprint
         adapter.check_fits(lora, lora_folder, config)
     tokenizer = _tokenizer(source, folder)
 
-    model = _weights(source, folder, config, getattr(torch, ref.dtype), device)
+    dtype = getattr(torch, ref.dtype)
+    where = device if isinstance(device, Mapping) else placement(source, config, dtype, device)
+    if lora is not None and is_split(where):  # merging needs the weights in one place
+        folder, lora = local_folder(ref), None
+    model = _weights(source, folder, config, dtype, where)
     if lora is not None:
         model = adapter.merge(lora, lora_folder, model)
     model = model.eval().requires_grad_(False)
@@ -183,7 +193,7 @@ def attention_implementation(config) -> str | None:
 
 
 def _weights(
-    source: Source, folder: Path, config: PretrainedConfig, dtype: torch.dtype, device: str | torch.device
+    source: Source, folder: Path, config: PretrainedConfig, dtype: torch.dtype, where: Placement
 ) -> PreTrainedModel:
     """The model, with every parameter from the checkpoint: none is left at its random initial value."""
     try:
@@ -191,7 +201,7 @@ def _weights(
             folder,
             config=config,
             dtype=dtype,
-            device_map={"": device},
+            device_map=dict(where),
             attn_implementation=attention_implementation(config),
             output_loading_info=True,
         )
