@@ -59,7 +59,7 @@ class TiledCache(Cache):
         self._row = torch.arange(tiles * rows, device=device)
         self._at = torch.zeros(tiles * rows, dtype=torch.int64, device=device)
         self._used, self._ragged, self._padded = capacity, True, True
-        self._hidden: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+        self._hidden: dict[tuple[int | None, torch.device], tuple[Tensor | None, Tensor | None]] = {}
 
     def place(self, tile: int, prefix: Prefix) -> None:
         """Give a tile another prefix."""
@@ -89,21 +89,27 @@ class TiledCache(Cache):
             self._values[layer_idx] = _buffer(value[0], value.shape[0], self.capacity)
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._ragged:
-            keys[self._row, :, self._at] = key[:, :, 0]
-            values[self._row, :, self._at] = value[:, :, 0]
+            row, at = self._row.to(key.device), self._at.to(key.device)
+            keys[row, :, at] = key[:, :, 0]
+            values[row, :, at] = value[:, :, 0]
         else:
             keys[:, :, self._used - 1] = key[:, :, 0]
             values[:, :, self._used - 1] = value[:, :, 0]
         return keys[:, :, : self._used], values[:, :, : self._used]
 
-    def hidden(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
+    def hidden(self, window: int | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """Keys that a row may not see: prefix [T, R or 1, P] and suffix [B, used] bool, or None where it sees all.
 
         They are the same in all layers of one window, so they are made once in a pass.
         """
-        if window not in self._hidden:
-            self._hidden[window] = self._hide(window)
-        return self._hidden[window]
+        key = window, device
+        if key not in self._hidden:
+            prefix, suffix = self._hide(window)
+            self._hidden[key] = (
+                None if prefix is None else prefix.to(device),
+                None if suffix is None else suffix.to(device),
+            )
+        return self._hidden[key]
 
     def _hide(self, window: int | None) -> tuple[Tensor | None, Tensor | None]:
         slot = torch.arange(self._used, device=self._at.device)
@@ -167,7 +173,7 @@ def tiled_attention(
     kv_heads = key.shape[1]
     tiles = _Tiles(cache.tiles, cache.rows, kv_heads, heads // kv_heads)
     q = query.view(batch, kv_heads, -1, width) * (width**-0.5 if scaling is None else scaling)
-    prefix_hidden, suffix_hidden = cache.hidden(sliding_window)
+    prefix_hidden, suffix_hidden = cache.hidden(sliding_window, query.device)
 
     own = _capped((q @ key.transpose(-1, -2)).float(), softcap)
     if suffix_hidden is not None:

@@ -129,8 +129,8 @@ class Batch:
             used=max(steps) + 1,
             ragged=len(steps) > 1,
             padded={len(key[0]) - 1 for key in self._keys if key is not None} != {self.cache.prefix_capacity},
-            edited_layers=_layers(edits, layer_of),
-            whole_layers=_layers(edits, layer_of, full_encode),
+            edited_layers=edited_layers(edits, layer_of),
+            whole_layers=edited_layers(edits, layer_of, full_encode),
             captures=not self.recorder.capture.empty and (self.recorder.every_pass or 0 in steps),
             kinds=Kinds.of(slot.trial for slot in slots),
         )
@@ -142,8 +142,8 @@ class Batch:
             used=self.cache.capacity,
             ragged=True,
             padded=True,
-            edited_layers=_layers(edits, layer_of),
-            whole_layers=_layers(edits, layer_of, full_encode),
+            edited_layers=edited_layers(edits, layer_of),
+            whole_layers=edited_layers(edits, layer_of, full_encode),
             captures=not self.recorder.capture.empty,
             kinds=Kinds.of(trials),
         )
@@ -229,7 +229,7 @@ class Batch:
                 self.slots[i].placed_at = 0
 
 
-def _layers(
+def edited_layers(
     edits: Collection[Edit | None], layer_of: list[int], full_encode: list[bool] | None = None
 ) -> frozenset[int]:
     """Layers of the edits; with full_encode those alone whose edits need the whole dictionary."""

@@ -13,7 +13,7 @@ Shapes: N tokens, d = d_model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.util import find_spec
 
@@ -56,6 +56,9 @@ class TokenEdits:
         self.value[:n] = value
         self.reconstruct[:n] = reconstruct
 
+    def to(self, device: torch.device) -> TokenEdits:
+        return TokenEdits(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -77,6 +80,13 @@ class Found:
         self.applied.zero_()
         self.f.fill_(float("nan"))
         self.relative_delta.fill_(float("nan"))
+
+    def add(self, other: Found) -> None:
+        """What was found elsewhere at tokens that have nothing here."""
+        there = other.applied.to(self.applied.device)
+        self.applied += there
+        self.f.copy_(torch.where(there > 0, other.f.to(self.f.device), self.f))
+        self.relative_delta.copy_(torch.where(there > 0, other.relative_delta.to(self.f.device), self.relative_delta))
 
 
 def edit_(

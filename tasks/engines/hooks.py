@@ -38,9 +38,9 @@ class FeatureReader:
         self._full = {layer: bool(bank.full_encode[rows].any()) for layer, (_, rows) in self.layers.items()}
 
     @property
-    def whole(self) -> bool:
-        """Some feature's gate needs the whole dictionary."""
-        return any(self._full.values())
+    def whole_layers(self) -> frozenset[int]:
+        """Layers where a feature's gate needs the whole dictionary."""
+        return frozenset(layer for layer, full in self._full.items() if full)
 
     def read(self, layer: int, h: Tensor, out: Tensor) -> None:
         """h [B, d] -> the layer's columns of out [B, width] float32."""
@@ -75,6 +75,8 @@ class BlockHooks:
 
     def __init__(self, layout: Layout, bank: Bank | None, sae_of: Callable[[int], SAE] | None):
         self._layout, self._bank, self._sae_of = layout, bank, sae_of
+        self._banks: dict[torch.device, Bank] = {}
+        """Copies for blocks on other devices."""
 
     @contextmanager
     def during(self, now: Pass) -> Iterator[None]:
@@ -92,14 +94,26 @@ class BlockHooks:
         def hook(module, args, output):
             hidden = block_output(output)
             if layer in now.edited_layers:
-                dictionary = self._dictionary(layer) if layer in now.whole_layers else None
-                edit_(hidden, None, layer, now.edits, self._bank, now.found, dictionary)
+                self._edit(hidden, layer, now)
             if now.features is not None and layer in now.reader.layers:
-                now.reader.read(layer, hidden[:, -1], now.features)
+                now.reader.read(layer, hidden[:, -1].to(now.features.device), now.features)
             if now.residuals is not None and layer in now.residual_layers:
                 now.residuals[:, now.residual_layers.index(layer)] = hidden[:, -1].float()
 
         return hook
+
+    def _edit(self, hidden: Tensor, layer: int, now: Pass) -> None:
+        dictionary = self._dictionary(layer) if layer in now.whole_layers else None
+        if hidden.device == self._bank.u.device:
+            edit_(hidden, None, layer, now.edits, self._bank, now.found, dictionary)
+            return
+        # A split model: the block is on another device than the state of the batch.
+        if hidden.device not in self._banks:
+            self._banks[hidden.device] = self._bank.to(hidden.device)
+        found = Found.empty(now.found.f.shape[0], hidden.device)
+        dictionary = dictionary and dictionary.to(hidden.device)
+        edit_(hidden, None, layer, now.edits.to(hidden.device), self._banks[hidden.device], found, dictionary)
+        now.found.add(found)
 
     def _dictionary(self, layer: int) -> SAE:
         if self._sae_of is None:

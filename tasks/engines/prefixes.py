@@ -33,13 +33,13 @@ class PrefixStore:
     def __init__(
         self,
         model: PreTrainedModel,
+        device: torch.device,
         hooks: BlockHooks,
         bank: Bank | None,
         byte_budget: int,
         share: bool = True,
     ):
-        self._model, self._hooks, self._bank = model, hooks, bank
-        self._device = next(model.parameters()).device
+        self._model, self._device, self._hooks, self._bank = model, device, hooks, bank
         self._budget, self._share = byte_budget, share
         self._kept: OrderedDict[PrefixKey, EditedPrefix] = OrderedDict()
         self._bytes = 0

@@ -49,9 +49,9 @@ class Recorder:
         return self.capture.positions != ("last",)
 
     @property
-    def whole(self) -> bool:
-        """Some captured feature's gate needs the whole dictionary."""
-        return self.reader is not None and self.reader.whole
+    def whole_layers(self) -> frozenset[int]:
+        """Layers where a captured feature's gate needs the whole dictionary."""
+        return frozenset() if self.reader is None else self.reader.whole_layers
 
     def allocate(self, size: int, capacity: int) -> None:
         """Buffers for a batch of `size` rows and at most `capacity` new tokens."""

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from tasks.engines.attention import decoding
 from tasks.engines.bank import Bank
-from tasks.engines.batch import Batch, Plan
+from tasks.engines.batch import Batch, Plan, edited_layers
 from tasks.engines.edit import has_kernel
 from tasks.engines.graphs import GraphedStep
 from tasks.engines.head import Float32Head
@@ -38,6 +38,7 @@ from tasks.engines.interface import (
     TrialResult,
     check_edits,
 )
+from tasks.engines.memory import BatchMemory, choose_batch_size
 from tasks.engines.outbox import Outbox
 from tasks.engines.prefixes import PrefixStore
 from tasks.engines.recorder import Recorder
@@ -45,12 +46,11 @@ from tasks.engines.sampling import group_probabilities, sample
 from tasks.engines.tiles import TrialQueue, dimensions
 from tasks.errors import BadInput
 from tasks.models.load import LoadedModel
-from tasks.models.memory import is_out_of_memory
+from tasks.models.memory import free_bytes, is_out_of_memory
 from tasks.sae.sae import SAE
 
 Result = TypeVar("Result")
 
-DEFAULT_BATCH_SIZE = {"cpu": 128, "cuda": 512}
 SHRINK_BELOW = {"cpu": 0.75, "cuda": 0.5}
 """A batch whose queue is empty shrinks when fewer than this share of its rows are in use."""
 
@@ -60,7 +60,7 @@ class TorchEngine:
 
     bank: the rows that edits and captures name; None when there are none.
     sae_of: layer -> SAE, needed for mode `reconstruct` and TopK gates only.
-    batch_size: rows at most; default by device. end_tokens: ids that end a trial; default the model's own.
+    batch_size: rows at most; default what the memory holds. end_tokens: ids that end a trial; default the model's own.
     share_prefixes: False computes each trial's prompt anew (slower; same results).
     lag: steps by which the host may learn late that a row has ended; default by device.
     """
@@ -78,9 +78,11 @@ class TorchEngine:
     ):
         self.model, self.layout = loaded.model, loaded.layout
         _check_supported(self.model)
-        self.device = next(self.model.parameters()).device
+        self.device = self.layout.devices[0]
         self.bank = None if bank is None else bank.to(self.device)
-        self.batch_size = batch_size or DEFAULT_BATCH_SIZE[self.device.type]
+        self._most = batch_size
+        self.batch_size = batch_size
+        """Rows at most of the last batch; None before the first when it is chosen by memory."""
         self.end_tokens = frozenset(_end_tokens(self.model) if end_tokens is None else end_tokens)
         self._end_tokens = torch.tensor(sorted(self.end_tokens), dtype=torch.int64, device=self.device)
         self._sae_of, self._lag, self._share = sae_of, lag, share_prefixes
@@ -88,7 +90,7 @@ class TorchEngine:
         self._hooks = BlockHooks(self.layout, self.bank, sae_of)
         self._layer_of = [] if bank is None else bank.layer.tolist()
         self._full_encode = [] if bank is None else bank.full_encode.tolist()
-        self._prefixes = PrefixStore(self.model, self._hooks, self.bank, prefix_bytes, share_prefixes)
+        self._prefixes = PrefixStore(self.model, self.device, self._hooks, self.bank, prefix_bytes, share_prefixes)
 
     def generate(self, trials: Iterable[Trial], capture: Capture | None = None) -> Iterator[TrialResult]:
         """Run trials; results come as they finish.
@@ -124,7 +126,7 @@ class TorchEngine:
         else:
             return
         # Here the error is gone, and with its traceback the tensors of the batch that did not fit.
-        self.batch_size //= 2
+        self._most = self.batch_size // 2
         queue.restart()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -183,19 +185,27 @@ class TorchEngine:
 
     def _batch(self, queue: TrialQueue, recorder: Recorder) -> Batch:
         trials = list(queue.unfinished.values())
-        tiles, rows = (
-            dimensions(queue.counts(), self.batch_size) if self._share else (min(self.batch_size, len(trials)), 1)
-        )
+        capacity = max(trial.max_new_tokens for trial in trials)
+        prefix_capacity = max(len(trial.prompt) for trial in trials) - 1
+        prefixes = queue.counts() if self._share else [1] * len(trials)
+        self.batch_size = self._most or self._fitting(trials, prefixes, capacity, prefix_capacity, recorder)
+        tiles, rows = dimensions(prefixes, self.batch_size)
         return Batch(
-            tiles,
-            rows,
-            prefix_capacity=max(len(trial.prompt) for trial in trials) - 1,
-            capacity=max(trial.max_new_tokens for trial in trials),
-            n_layers=self.layout.n_layers,
-            recorder=recorder,
-            bank=self.bank,
-            device=self.device,
+            tiles, rows, prefix_capacity, capacity, self.layout.n_layers, recorder, bank=self.bank, device=self.device
         )
+
+    def _fitting(
+        self, trials: list[Trial], prefixes: list[int], capacity: int, prefix_capacity: int, recorder: Recorder
+    ) -> int:
+        """Rows that the memory holds beside what is there already."""
+        whole = (
+            edited_layers([trial.edit for trial in trials], self._layer_of, self._full_encode) | recorder.whole_layers
+        )
+        widest = max((self._sae_of(layer).d_sae for layer in whole), default=0) if self._sae_of else 0
+        memory = BatchMemory.estimate(self.model, capacity, prefix_capacity, recorder.capture, widest)
+        devices = {*self.layout.devices}
+        free = len(devices) * min(free_bytes(device) for device in devices)  # a split model's cache is split too
+        return choose_batch_size(memory, prefixes, self.device, free=free)
 
     def _step_of(self, batch: Batch, queue: TrialQueue) -> Callable[[Plan], None]:
         """The batch's step; on CUDA a recording of it, made for all trials that are left."""
@@ -203,7 +213,8 @@ class TorchEngine:
         if self.device.type != "cuda":
             return step
         widest = batch.widest_plan(queue.unfinished.values(), self._layer_of, self._full_encode)
-        if widest.whole_layers or batch.recorder.whole or not has_kernel():
+        split = len({*self.layout.devices}) > 1
+        if split or widest.whole_layers or batch.recorder.whole_layers or not has_kernel():
             return step
         recorded = GraphedStep(step)
         return lambda plan: recorded(replace(widest, captures=plan.captures))
@@ -219,7 +230,7 @@ class TorchEngine:
         now, ids, positions = batch.begin_pass(plan)
         with decoding(self.model, batch.cache), self._head.installed(), self._hooks.during(now):
             out = self.model(input_ids=ids, position_ids=positions, past_key_values=batch.cache, use_cache=True)
-        return out.logits[:, -1]
+        return out.logits[:, -1].to(self.device)
 
     def _result(self, trial: Trial, found: dict[str, np.ndarray], recorder: Recorder) -> TrialResult:
         tokens = tuple(found["tokens"][: int(found["steps"])].tolist())
