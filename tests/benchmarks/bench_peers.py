@@ -2,8 +2,8 @@
 
 Every trial sets another SAE feature, in one of four layers, to another value, at the last token of the prompt and at
 every generated one; greedy, so that the tokens can be compared. `peers/job.py` says what is asked and what is timed,
-`peers/*.py` how each does it. The torch engine runs before, between and after its peers, and each is compared with
-the runs right before and after its own, so that a machine that slows down slows both.
+`peers/*.py` how each does it. The engines run before, between and after their peers, and each peer is compared with
+the runs right before and after its own, so that a machine that slows down slows both. All have the same threads.
 
 Environments are made on request only: `python -m tests.benchmarks peers`.
 """
@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -26,7 +27,7 @@ from tasks.models.spec import ModelRef
 from tests.benchmarks.peers import environments
 from tests.benchmarks.peers.environments import Unavailable
 from tests.benchmarks.peers.job import Edits, Job
-from tests.benchmarks.workload import random_sae, row, text_prompt
+from tests.benchmarks.workload import VLLM_PYTHON, random_sae, row, same_threads, text_prompt
 
 TRIALS = 32
 PROMPT_TOKENS = 150
@@ -43,7 +44,6 @@ AGREE = 0.9
 """Share of trials with the same tokens, from which on it is the same work."""
 MAX_SECONDS = 1800
 
-VLLM_PYTHON = Path(".venv-vllm/bin/python")
 BY_HAND = "by_hand"
 PEERS = {
     "nnsight": "nnsight",
@@ -51,6 +51,7 @@ PEERS = {
     "vllm_lens": "vllm-lens",
     BY_HAND: "transformers with hooks, written by hand",
 }
+"""Module of a peer -> its name in the table."""
 
 
 def prepare() -> None:
@@ -59,65 +60,83 @@ def prepare() -> None:
 
 
 def run(trials: int = TRIALS, new_tokens: int = NEW_TOKENS, rounds: int = ROUNDS, dtype: str = "float32") -> list[dict]:
+    """float32, where two right programs give the same tokens: what is timed is what is compared."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         unedited = write_job(folder, trials, new_tokens, rounds, dtype)
-        return _compare(folder, unedited)
+        return [{**r, "name": f"peers: {r['name']}"} for r in _compare(folder, unedited)]
 
 
 def _compare(folder: Path, unedited: list[int]) -> list[dict]:
-    ours = [_ours(folder)]
-    tokens = ours[0]["tokens"]
-    changed = mean(row != unedited for row in tokens)
-    rows = [row("share of trials whose tokens the edit changes", changed, "share", at_least=0.5)]
-    for name, title in {"vllm_engine": "vLLM engine", **PEERS}.items():
+    turns, rows = [_engines(folder)], []
+    reference = turns[0]["torch engine"]["tokens"]
+    for name, title in PEERS.items():
         try:
-            found = _measure(name, _python_of(name), folder)
+            found = _measure(name, sys.executable if name == BY_HAND else environments.python_of(name), folder)
         except Unavailable as why:
-            rows.append(row(_against(name, title), None, "x", _target(name), note=f"not measured: {why}"))
+            rows.append(row(f"faster engine against {title}", None, "x", _target(name), note=f"not measured: {why}"))
             continue
-        ours.append(_ours(folder))
-        our_seconds = mean(median(run["seconds"]) for run in ours[-2:])
-        rows += _rows(name, title, found, our_seconds, tokens)
-    speed = len(tokens) / median(median(run["seconds"]) for run in ours)
-    rows.insert(0, row("torch engine, trials per second", speed, "1/s"))
-    return [{**r, "name": f"peers: {r['name']}"} for r in rows]
+        turns.append(_engines(folder))
+        rows += _against(name, title, found, turns[-2:], reference)
+    changed = mean(tokens != unedited for tokens in reference)
+    return [
+        *_our_rows(turns, reference),
+        row("share of trials whose tokens the edit changes", changed, "share", at_least=0.5),
+        *rows,
+    ]
 
 
-def _rows(name: str, title: str, found: dict, our_seconds: float, tokens: list[list[int]]) -> list[dict]:
-    """The fastest way against the target, the other ways for information, and whether the tokens agree."""
-    ways = sorted(found["ways"].items(), key=lambda item: median(item[1]["seconds"]))
-    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+def _engines(folder: Path) -> dict[str, dict]:
+    """Both engines in turn; without vLLM, the torch engine alone."""
+    found = _measure("torch_engine", sys.executable, folder)["ways"]
+    if VLLM_PYTHON.exists():
+        with suppress(Unavailable):
+            found |= _measure("vllm_engine", str(VLLM_PYTHON), folder)["ways"]
+    return found
+
+
+def _our_rows(turns: list[dict[str, dict]], reference: list[list[int]]) -> list[dict]:
+    """Trials per second of each engine over all turns, and whether both give the same tokens."""
     rows = []
-    for way, of_way in ways:
-        ratio = median(of_way["seconds"]) / our_seconds
-        target = _target(name) if of_way is ways[0][1] else None
-        rows.append(row(_against(name, title), ratio, "x", target, note=f"{way}; {versions}"))
-        agree = mean(a == b for a, b in zip(of_way["tokens"], tokens, strict=True))
-        rows.append(row(f"{title}: trials with the torch engine's tokens", agree, "share", AGREE, note=way))
+    for engine in ("torch engine", "vLLM engine"):
+        measured = [turn[engine] for turn in turns if engine in turn]
+        speed = len(reference) / median(median(m["seconds"]) for m in measured) if measured else None
+        why = "" if measured else f"not measured: {VLLM_PYTHON} is not there or failed; run `make .venv-vllm/.ready`"
+        rows.append(row(f"{engine}, trials per second", speed, "1/s", note=why))
+    if measured:
+        rows.append(_agreement("vLLM engine", measured[0]["tokens"], reference))
     return rows
 
 
-def _against(name: str, title: str) -> str:
-    return f"torch engine against {title}"
+def _against(
+    name: str, title: str, found: dict, turns: list[dict[str, dict]], reference: list[list[int]]
+) -> list[dict]:
+    """Each engine against the peer's fastest way, the faster engine against the target; whether the tokens agree."""
+    ways = sorted(found["ways"].items(), key=lambda item: median(item[1]["seconds"]))
+    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    fastest, of_fastest = ways[0]
+    both = set(turns[0]) & set(turns[1])
+    ours = {engine: mean(median(turn[engine]["seconds"]) for turn in turns) for engine in sorted(both)}
+    ratios = {engine: median(of_fastest["seconds"]) / seconds for engine, seconds in ours.items()}
+    best = max(ratios, key=ratios.__getitem__)
+    rows = [
+        row(f"faster engine against {title}", ratios[best], "x", _target(name), note=f"{best}; {fastest}; {versions}"),
+        *(row(f"{engine} against {title}", ratio, "x", note=fastest) for engine, ratio in ratios.items()),
+    ]
+    for way, of_way in ways[1:]:
+        ratio = median(of_way["seconds"]) / ours[best]
+        rows.append(row(f"faster engine against {title}, {way}", ratio, "x", note=best))
+    return rows + [_agreement(f"{title}, {way}", of_way["tokens"], reference) for way, of_way in ways]
+
+
+def _agreement(name: str, tokens: list[list[int]], reference: list[list[int]]) -> dict:
+    same = mean(a == b for a, b in zip(tokens, reference, strict=True))
+    return row(f"{name}: trials with the torch engine's tokens", same, "share", AGREE)
 
 
 def _target(name: str) -> float | None:
-    return TIMES if name in PEERS else None
-
-
-def _ours(folder: Path) -> dict:
-    return _measure("torch_engine", sys.executable, folder)["ways"]["torch engine"]
-
-
-def _python_of(name: str) -> str:
-    if name == BY_HAND:
-        return sys.executable
-    if name == "vllm_engine":
-        if not VLLM_PYTHON.exists():
-            raise Unavailable(f"{VLLM_PYTHON} is not there; run `make .venv-vllm/.ready`")
-        return str(VLLM_PYTHON)
-    return environments.python_of(name)
+    """None for what was written by hand: it is a yardstick, not a package that one could use instead."""
+    return None if name == BY_HAND else TIMES
 
 
 def _measure(name: str, python: str, folder: Path) -> dict[str, Any]:
@@ -127,7 +146,7 @@ def _measure(name: str, python: str, folder: Path) -> dict[str, Any]:
     command = [python, "-m", f"tests.benchmarks.peers.{name}", str(folder), str(out)]
     print(f"  {name}", flush=True)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, env=same_threads())
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"took more than {MAX_SECONDS} s") from error
     if done.returncode or not out.exists():

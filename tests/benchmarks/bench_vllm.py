@@ -11,9 +11,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.workload import alternating, make_trials, median_ratio, random_bank, row, trials_per_second
+from tests.benchmarks.workload import (
+    VLLM_PYTHON,
+    alternating,
+    make_trials,
+    median_ratio,
+    random_bank,
+    row,
+    same_threads,
+    trials_per_second,
+)
 
-PYTHON = Path(".venv-vllm/bin/python")
 N_LAYERS, D_MODEL = 30, 576
 PROMPT = tuple(range(1000, 1150))
 NEW_TOKENS = 30
@@ -40,10 +48,11 @@ def _ratio(numerators: list[float] | None, denominators: list[float] | None) -> 
 
 def measured_in_its_environment() -> tuple[list[list[float]] | None, str]:
     """(trials per second of plain, edited and captured rounds, "") or (None, why not)."""
-    if not PYTHON.exists():
-        return None, f"not measured: {PYTHON} is not there; run `make .venv-vllm/.ready`"
+    if not VLLM_PYTHON.exists():
+        return None, f"not measured: {VLLM_PYTHON} is not there; run `make .venv-vllm/.ready`"
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        done = subprocess.run([PYTHON, "-m", "tests.benchmarks.bench_vllm", out.name], capture_output=True, text=True)
+        command = [VLLM_PYTHON, "-m", "tests.benchmarks.bench_vllm", out.name]
+        done = subprocess.run(command, capture_output=True, text=True, env=same_threads())
         if done.returncode:
             return None, f"not measured: {(done.stderr.strip().splitlines() or ['no message'])[-1][:200]}"
         return json.loads(Path(out.name).read_text()), ""

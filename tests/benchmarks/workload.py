@@ -5,8 +5,10 @@ Imports nothing that a bare GPU machine lacks (torch, transformers, numpy, pyarr
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +27,21 @@ He turned the pages slowly. Seven boxes of books, he said, one clock, a painting
 been sealed in Lisbon by the owner himself. Nobody had opened it since. The porters laughed, since they had carried
 it and it weighed nothing at all. Marta looked at the seal, then at the stranger, and understood why he had come. He
 was the younger brother, the one whom nobody in the house would speak of. What he said next surprised everyone."""
+
+
+VLLM_PYTHON = Path(".venv-vllm/bin/python")
+"""Of the environment that holds vLLM."""
+
+
+def same_threads() -> dict[str, str]:
+    """This process's environment, with its number of threads for every library.
+
+    vLLM would leave one core to its scheduler and take one thread of each other core.
+    """
+    threads = torch.get_num_threads()
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    bound = ",".join(map(str, cores))
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": bound}
 
 
 def text_prompt(tokenizer: Any, n_tokens: int, number: int = 0) -> tuple[int, ...]:
@@ -52,7 +69,7 @@ def random_bank(n: int, n_layers: int, d_model: int) -> Bank:
         u=w,
         b=torch.zeros(n),
         theta=torch.ones(n),
-        w=w,
+        w=w.clone(),
     )
 
 

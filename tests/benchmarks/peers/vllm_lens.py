@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # a second process would want a core of its own
+
 from vllm import LLM, SamplingParams
 from vllm_lens import Hook
 
