@@ -218,9 +218,11 @@ class WorkerExtension:
         """After the model was built and warmed up: from now on, passes carry requests."""
         global _serving
         _serving = True
+        runner = self.model_runner
+        if not on_cuda() and runner.model_config.dtype != torch.float32:
+            _hold_float32_head(runner.model.logits_processor)
         if self.use_v2_model_runner:
             return
-        runner = self.model_runner
         forward = runner._model_forward
 
         def model_forward(input_ids=None, *args, **kwargs):
@@ -249,6 +251,18 @@ class WorkerExtension:
 
     def tomograph_release(self) -> None:
         _forget()
+
+
+def _hold_float32_head(processor: nn.Module) -> None:
+    """On a CPU, vLLM casts the whole head to float32 in every pass; here it is cast once. Same products, same sums."""
+    weights: dict[nn.Module, Tensor] = {}
+
+    def apply_head(head: nn.Module, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        if head not in weights:
+            weights[head] = head.weight.float()
+        return nn.functional.linear(hidden.float(), weights[head], None if bias is None else bias.float())
+
+    processor._apply_head = apply_head
 
 
 def _forget() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from tasks.engines.interface import Capture, Cell, Edit, Trial
 from tasks.engines.torch_engine import TorchEngine
 from tasks.engines.vllm.engine import VllmEngine
 from tasks.errors import BadInput
+from tasks.models.layout import Layout
 from tests.engines.vllm.conftest import run, texts
 from tests.models.tiny import save_tiny_model
 
@@ -71,15 +74,13 @@ def test_an_exception_in_the_operation_ends_the_call_and_the_engine(bench, monke
 
 def test_bfloat16_equals_the_torch_engine_up_to_its_rounding(bench, tmp_path):
     """Exact float32 logits on both sides: probabilities agree as far as bfloat16 layers do."""
-    loaded = bench.loaded
+    model = copy.deepcopy(bench.model).to(torch.bfloat16)
+    loaded = SimpleNamespace(model=model, layout=Layout.of(model))
     prompts = bench.prompts(4, seed=2, low=10)
     cells = [Cell(i, prompts[i % 4], Edit(i % 12, 3.0, "all") if i % 3 else None) for i in range(24)]
     groups = [list(range(0, 60)), list(range(60, 200)), list(range(200, 262))]
-    try:
-        loaded.model.to(torch.bfloat16)
-        expected = {r.id: r for r in TorchEngine(loaded, bench.bank, bench.saes.__getitem__).first_token(cells, groups)}
-    finally:
-        loaded.model.to(torch.float32)
+    engine = TorchEngine(loaded, bench.bank, bench.saes.__getitem__)
+    expected = {r.id: r for r in engine.first_token(cells, groups)}
     with bench.open(dtype="bfloat16") as engine:
         got = {r.id: r for r in engine.first_token(cells, groups)}
     for i, cell in enumerate(cells):
