@@ -73,6 +73,8 @@ class VllmEngine:
         self._capture = Capture() if capture is None else capture
         self._graphs = internals.on_cuda() and not enforce_eager
         self.end_tokens = model.end_tokens if end_tokens is None else tuple(end_tokens)
+        if self._whole_layers(set(), self._capture):
+            self._check_no_graphs()
         self._scratch = tempfile.TemporaryDirectory(prefix="tomograph-vllm-")
         self._dictionaries: set[int] = set()
         bank_path = self._save_bank()
@@ -122,8 +124,7 @@ class VllmEngine:
         capture = Capture() if capture is None else capture
         trials = list(trials)
         self._check(trials, capture)
-        call = Call(tuple(capture.rows), tuple(capture.residual_layers), capture.positions)
-        with closing(self._driver.run(trials, call, self.batch_size, self.end_tokens)) as finished:
+        with closing(self._driver.run(trials, Call(*_plain(capture)), self.batch_size, self.end_tokens)) as finished:
             for done in finished:
                 applied = checked(done)
                 f, delta = edit_found(done)
@@ -163,7 +164,7 @@ class VllmEngine:
                     f"trial {trial.id} may take {length} tokens",
                     "open the engine with a larger max_model_len or cache_bytes",
                 )
-        if self._graphs and not capture.empty and capture != self._capture:
+        if self._graphs and not capture.empty and _plain(capture) != _plain(self._capture):
             raise BadInput(
                 "capture",
                 capture,
@@ -188,13 +189,7 @@ class VllmEngine:
     def _bring_dictionary(self, layer: int) -> None:
         if layer in self._dictionaries:
             return
-        if self._graphs:
-            raise BadInput(
-                "engine.enforce_eager",
-                False,
-                "mode 'reconstruct' and TopK gates take whole dictionaries, which CUDA graphs do not hold",
-                "open the engine with enforce_eager=True",
-            )
+        self._check_no_graphs()
         if self._sae_of is None:
             raise ValueError(f"layer {layer}: mode 'reconstruct' and TopK gates need the layer's SAE, none given")
         path = Path(self._scratch.name) / f"layer-{layer}.safetensors"
@@ -203,9 +198,22 @@ class VllmEngine:
         path.unlink()
         self._dictionaries.add(layer)
 
+    def _check_no_graphs(self) -> None:
+        if self._graphs:
+            raise BadInput(
+                "engine.enforce_eager",
+                False,
+                "mode 'reconstruct' and TopK gates take whole dictionaries, which CUDA graphs do not hold",
+                "open the engine with enforce_eager=True",
+            )
+
     def _save_bank(self) -> Path | None:
         if self._bank is None:
             return None
         path = Path(self._scratch.name) / "bank.safetensors"
         save_file({name: tensor.cpu() for name, tensor in self._bank.tensors().items()}, path)
         return path
+
+
+def _plain(capture: Capture) -> tuple[tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
+    return tuple(capture.rows), tuple(capture.residual_layers), tuple(capture.positions)

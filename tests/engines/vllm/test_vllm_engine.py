@@ -208,3 +208,17 @@ def test_wrong_input_is_refused(bench, engine, tmp_path):
         bench.open()
     trial = Trial(0, (5, 6, 7), seed=0, max_new_tokens=3)
     assert run(engine, [trial])[0].tokens == bench.naive(trial)[0]
+
+
+def test_what_cuda_graphs_cannot_hold_is_refused(bench, engine, monkeypatch):
+    """The rule alone: on a CPU there are no graphs."""
+    monkeypatch.setattr(engine, "_graphs", True)
+    monkeypatch.setattr(engine, "_capture", Capture(rows=(0, 1)))
+    monkeypatch.setattr(engine, "_dictionaries", set())
+    trial = Trial(0, (5, 6, 7), seed=0, max_new_tokens=2)
+    assert run(engine, [trial], Capture(rows=[0, 1]))[0].features.shape == (2, 2)
+    with pytest.raises(BadInput, match="CUDA graphs hold the capture that the engine was opened with"):
+        run(engine, [trial], Capture(rows=[1]))
+    for edit in (Edit(0, 1.0, mode="reconstruct"), Edit(5, 1.0)):
+        with pytest.raises(BadInput, match=r"engine.enforce_eager.*whole dictionaries"):
+            run(engine, [dataclasses.replace(trial, edit=edit)])
