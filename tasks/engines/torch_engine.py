@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -45,9 +45,11 @@ from tasks.engines.recorder import Recorder
 from tasks.engines.sampling import group_probabilities, sample
 from tasks.engines.tiles import TrialQueue, dimensions
 from tasks.errors import BadInput
-from tasks.models.load import LoadedModel
 from tasks.models.memory import free_bytes, is_out_of_memory
 from tasks.sae.sae import SAE
+
+if TYPE_CHECKING:
+    from tasks.models.load import LoadedModel  # needs more packages than a model that was made by hand
 
 Result = TypeVar("Result")
 

@@ -6,6 +6,7 @@ feeds them in and brings back what they left. Here the results are checked and l
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ from tasks.engines.vllm.dictionaries import save_dictionary
 from tasks.engines.vllm.driver import Driver
 from tasks.engines.vllm.model_folder import ModelFolder
 from tasks.engines.vllm.results import captured, checked, edit_found
-from tasks.engines.vllm.settings import Settings, load_internals
+from tasks.engines.vllm.settings import BANK_PATH, Settings, load_internals
 from tasks.engines.vllm.state import Call
 from tasks.errors import BadInput
 from tasks.sae.sae import SAE
@@ -78,7 +79,8 @@ class VllmEngine:
         self._scratch = tempfile.TemporaryDirectory(prefix="tomograph-vllm-")
         self._dictionaries: set[int] = set()
         bank_path = self._save_bank()
-        self._bank_digest = "" if bank_path is None else requests.file_digest(bank_path)
+        digest = None if bank_path is None else requests.file_digest(bank_path)
+        os.environ[BANK_PATH] = str(bank_path or "")
         settings = Settings.of(
             model,
             internals.on_cuda(),
@@ -93,12 +95,12 @@ class VllmEngine:
         )
         self.batch_size, self.max_model_len = settings.batch_size, settings.max_model_len
         try:
-            vllm = internals.start(settings.arguments(bank_path, self._bank_digest, self._capture))
+            vllm = internals.start(settings.arguments(digest, self._capture))
         except ValueError as error:
             raise BadInput(
                 "engine", str(model_folder), f"vLLM refuses ({error})", "change what it names, or use the torch engine"
             ) from error
-        self._driver = Driver(vllm, internals, self._bank_digest)
+        self._driver = Driver(vllm, internals, digest or "")
         _open = self
 
     def __enter__(self) -> VllmEngine:

@@ -15,6 +15,7 @@ is done.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,6 +34,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 from tasks.engines.bank import Bank
 from tasks.engines.interface import Capture
 from tasks.engines.vllm.requests import KEY, salted_position
+from tasks.engines.vllm.settings import BANK_PATH
 from tasks.engines.vllm.state import Call, Outcome, WorkerState
 from tasks.engines.vllm.supported import ARCHITECTURES
 
@@ -106,7 +108,7 @@ def _install(model: nn.Module, config: VllmConfig) -> None:
     torch.set_default_dtype(torch.float32)
     try:
         with torch.device("cpu"):
-            bank = Bank.from_tensors(load_file(what["bank"])) if what["bank"] else None
+            bank = Bank.from_tensors(load_file(os.environ[BANK_PATH])) if what["bank"] else None
         _state = WorkerState(
             bank,
             d_model=config.model_config.hf_text_config.hidden_size,

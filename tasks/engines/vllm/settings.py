@@ -13,6 +13,8 @@ from tasks.engines.vllm.requests import KEY
 from tasks.errors import BadInput
 
 DEFAULT_BATCH_SIZE = {"cpu": 64, "cuda": 512}
+BANK_PATH = "TOMOGRAPH_VLLM_BANK"
+"""Environment variable: the file of the engine's bank."""
 BLOCK_SIZE = {"cpu": 32, "cuda": 16}
 """Tokens of a block of the key-value cache: prompts are shared by whole blocks. vLLM's CPU kernels want 32."""
 
@@ -60,11 +62,14 @@ class Settings:
             **others,
         )
 
-    def arguments(self, bank: Path | None, digest: str, capture: Capture) -> dict[str, Any]:
-        """Of vLLM's EngineArgs. The bank lies in `additional_config`, so that it is part of the compile cache's key."""
+    def arguments(self, bank_digest: str | None, capture: Capture) -> dict[str, Any]:
+        """Of vLLM's EngineArgs.
+
+        The bank is named in `additional_config`, which is part of the compile cache's key: by its content, so that
+        what was compiled for it is found again. Where it lies, workers read in the environment (`BANK_PATH`).
+        """
         ours = {
-            "bank": None if bank is None else str(bank),
-            "digest": digest,
+            "bank": bank_digest,
             "capture": {
                 "rows": list(capture.rows),
                 "residual_layers": list(capture.residual_layers),
