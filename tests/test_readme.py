@@ -46,8 +46,8 @@ def test_every_study_file_is_a_valid_set_of_parameters(path):
 
 
 def test_every_make_target_of_the_readme_exists():
-    named = set(re.findall(r"make ([a-z]+)", README))
-    defined = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z-]+)", README))
+    defined = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named
     assert named <= defined
 
