@@ -8,6 +8,8 @@
 # An argument stays readable in the image's history. So an index with a password goes into a pip.conf, given as a
 # secret, and so does a certificate authority (that pip.conf says: cert = /run/secrets/ca.crt):
 #             ARGS="--secret id=pip.conf,src=FILE --secret id=ca.crt,src=FILE"
+#
+# There is no compiler in it: tasks run vLLM eagerly on a CPU, in one process.
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 ARG WHEELS=scratch
 
