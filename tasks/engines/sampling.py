@@ -71,35 +71,54 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor, kinds: Kinds | None = None) -> Tensor:
-    """Draw one token per row: logits [B, V]; temperature, top_p, uniform [B] -> [B] int64.
+    """Draw one token per row: logits [B, V], overwritten; temperature, top_p, uniform [B] -> [B] int64.
 
     Rows of temperature 0 take the most probable token (the lowest id among equals). kinds: what the rows may be;
     without it they are looked at.
     """
     kinds = Kinds.seen_in(temperature, top_p) if kinds is None else kinds
+    most_probable = logits.argmax(-1) if kinds.greedy or not kinds.sampled else None
     if not kinds.sampled:
-        return logits.argmax(-1)
-    positive = torch.where(temperature > 0, temperature, 1.0)
-    drawn = _inverse_cdf(distribution(logits, positive, top_p, kinds.nucleus), uniform)
-    return torch.where(temperature > 0, drawn, logits.argmax(-1)) if kinds.greedy else drawn
+        return most_probable
+    weights = _weights_(logits, torch.where(temperature > 0, temperature, 1.0))
+    if kinds.nucleus:
+        probabilities = weights / weights.sum(-1, keepdim=True)
+        weights = torch.where(top_p[:, None] < 1, _nucleus(probabilities, top_p), probabilities)
+    drawn = _inverse_cdf(weights, uniform)
+    return torch.where(temperature > 0, drawn, most_probable) if kinds.greedy else drawn
 
 
-def _inverse_cdf(p: Tensor, uniform: Tensor) -> Tensor:
-    """The first token whose cumulative probability exceeds uniform: p [B, V], uniform [B] float64 -> [B] int64.
+def _weights_(logits: Tensor, temperature: Tensor) -> Tensor:
+    """exp(logits / temperature - the row's largest) [B, V] float32, in the place of float32 logits.
 
-    The vocabulary is searched by blocks, then within one: sums in float64, a running sum over few entries.
+    Probabilities but for a factor per row, without another matrix of this size: on a CPU, fresh memory costs more
+    than the arithmetic.
     """
-    batch, vocabulary = p.shape
-    blocks = torch.nn.functional.pad(p, (0, -vocabulary % BLOCK)).view(batch, -1, BLOCK)
-    mass = blocks.sum(-1, dtype=torch.float64)
+    scaled = logits.float().div_(temperature[:, None])
+    return scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+
+
+def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first token whose share of the cumulative weight exceeds uniform: weights [B, V], uniform [B] -> [B] int64.
+
+    The vocabulary is searched by blocks, then within one, in float64; a block's own sum is float32.
+    """
+    batch, vocabulary = weights.shape
+    padding = -vocabulary % BLOCK
+    blocks = (torch.nn.functional.pad(weights, (0, padding)) if padding else weights).view(batch, -1, BLOCK)
+    mass = blocks.sum(-1).double()
     ends = mass.cumsum(-1)
-    target = (uniform * ends[:, -1])[:, None]
+    target = _below(uniform[:, None] * ends[:, -1:], ends[:, -1:])
     block = torch.searchsorted(ends, target, right=True)
+    share = ((target - (ends - mass).gather(1, block)) / mass.gather(1, block)).clamp(min=0)
     within = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).cumsum(-1, dtype=torch.float64)
-    rest = target - (ends - mass).gather(1, block)
-    # A target in the last bit of a block's mass may lie beyond its running sum, which is rounded otherwise.
-    index = torch.searchsorted(within, rest, right=True).clamp(max=BLOCK - 1)
-    return (block * BLOCK + index).squeeze(1).clamp(max=vocabulary - 1)
+    index = torch.searchsorted(within, _below(share * within[:, -1:], within[:, -1:]), right=True)
+    return (block * BLOCK + index).squeeze(1)
+
+
+def _below(x: Tensor, limit: Tensor) -> Tensor:
+    """x where it is less than limit, else the number before limit: rounding takes no target past the last weight."""
+    return torch.minimum(x, torch.nextafter(limit, torch.zeros_like(limit)))
 
 
 def group_probabilities(logits: Tensor, groups: list[Tensor], temperature: float, top_p: float) -> Tensor:

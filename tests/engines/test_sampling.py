@@ -20,7 +20,7 @@ def settings(batch: int, temperature: float, top_p: float = 1.0):
 def test_a_token_is_the_inverse_of_the_cumulative_distribution(vocabulary, temperature, top_p):
     torch.manual_seed(0)
     logits, uniform = torch.randn(64, vocabulary) * 3, torch.rand(64, dtype=torch.float64)
-    tokens = sample(logits, *settings(64, temperature, top_p), uniform)
+    tokens = sample(logits.clone(), *settings(64, temperature, top_p), uniform)
     for row, u, token in zip(logits, uniform.numpy(), tokens.tolist(), strict=True):
         p = probabilities(row, temperature, top_p)
         edges = np.cumsum(p) / p.sum()
@@ -37,12 +37,29 @@ def test_extreme_uniforms_never_draw_a_token_of_probability_zero():
     assert tokens.tolist() == [BLOCK + 3, BLOCK + 3, BLOCK + 9, BLOCK + 9]
 
 
+def test_uniforms_at_the_edges_of_blocks_draw_what_has_weight():
+    """Weights that float32 sums round in every block, some blocks and most tokens with none at all."""
+    rng = np.random.default_rng(0)
+    logits = torch.full((1, 9 * BLOCK), float("-inf"))
+    chosen = rng.choice(np.r_[: 3 * BLOCK, 5 * BLOCK : 8 * BLOCK], 600, replace=False)
+    logits[0, chosen] = torch.from_numpy(rng.normal(size=600) * 4).float()
+    p = probabilities(logits[0], 1.0, 1.0)
+    edges = np.cumsum(p)
+    near = edges[BLOCK - 1 :: BLOCK]
+    uniform = np.concatenate([[0.0, 1 - 2**-53], *[np.nextafter(near, side) for side in (0, 1)], near, near + 1e-9])
+    uniform = np.clip(uniform, 0, 1 - 2**-53)
+    tokens = sample(logits.repeat(len(uniform), 1), *settings(len(uniform), 1.0), torch.from_numpy(uniform)).numpy()
+    assert (p[tokens] > 0).all()
+    low = np.where(tokens > 0, edges[tokens - 1], 0.0)
+    assert ((low - 1e-6 <= uniform) & (uniform <= edges[tokens] + 1e-6)).all()
+
+
 def test_frequencies_follow_the_distribution():
     torch.manual_seed(1)
     row = torch.randn(12) * 1.5
     n = 20_000
     uniform = torch.from_numpy(np.concatenate([uniforms(seed, 10) for seed in range(n // 10)]))
-    tokens = sample(row.expand(n, -1), *settings(n, 0.7, 0.9), uniform)
+    tokens = sample(row.repeat(n, 1), *settings(n, 0.7, 0.9), uniform)
     expected = probabilities(row, 0.7, 0.9) * n
     kept = expected > 0
     counts = np.bincount(tokens, minlength=12)
