@@ -74,4 +74,4 @@ image-vllm:
 		$(ARGS) .
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) bench .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_VLLM) .venv-peers bench .pytest_cache .ruff_cache
