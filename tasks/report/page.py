@@ -119,8 +119,7 @@ def _dose_figures(data: ReportData, default: str) -> list[Figure]:
     highest = max((p for c in data.doses for p in (*c.feature, *c.random, c.baseline) if p is not None), default=1.0)
     groups = groupby(data.doses, key=lambda curve: (curve.id, curve.prompt))
     return [
-        dose_figure(f"dose-{i}", list(group), data.setup, default, min(1.02, 1.1 * highest))
-        for i, (_, group) in enumerate(groups)
+        dose_figure(f"dose-{i}", list(group), default, min(1.02, 1.1 * highest)) for i, (_, group) in enumerate(groups)
     ]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.report import numbers as fmt
-from tasks.report.data import DoseCurve, Setup
-from tasks.report.figures.base import Figure, Spec, axis, escape, for_choice, hover, layout
+from tasks.report.data import DoseCurve
+from tasks.report.figures.base import Figure, Spec, axis, for_choice, hover, layout
 
 
-def dose_figure(id: str, curves: Sequence[DoseCurve], setup: Setup, default: str, top: float) -> Figure:
+def dose_figure(id: str, curves: Sequence[DoseCurve], default: str, top: float) -> Figure:
     """P(choice) at the first token over doses, for one feature on one prompt.
 
     `curves` holds one curve per choice; `top` is the end of the y axis, equal in all figures of a page.
@@ -25,7 +25,6 @@ def dose_figure(id: str, curves: Sequence[DoseCurve], setup: Setup, default: str
             lines.append(_baseline(curve, curve.baseline))
         data += [line | for_choice(curve.choice, default) for line in lines]
     ticks = [dose for dose in first.doses if dose in (0.0, 1.0, first.doses[0], first.doses[-1])]
-    names = {0.0: setup.low, 1.0: setup.high}
     return Figure(
         id=id,
         heading=f"{first.id.name} on “{first.prompt}”",
@@ -36,7 +35,7 @@ def dose_figure(id: str, curves: Sequence[DoseCurve], setup: Setup, default: str
             xaxis=axis(
                 "",
                 tickvals=ticks,
-                ticktext=[escape(names.get(dose, fmt.decimal(dose))) for dose in ticks],
+                ticktext=[fmt.decimal(dose) for dose in ticks],
                 tickangle=0,
                 showgrid=False,
             ),

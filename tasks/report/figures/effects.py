@@ -67,9 +67,7 @@ def effect_figure(id: str, rows: Sequence[EffectRow], prompt: str, setup: Setup,
         layout=layout(
             height=60 + ROW_HEIGHT * max(len(order), 1),
             showlegend=False,
-            xaxis=axis(
-                f"{setup.high} value − {setup.low} value (percentage points)", range=span(everything), zeroline=True
-            ),
+            xaxis=axis(f"{setup.high} − {setup.low} (points)", range=span(everything), zeroline=True),
             yaxis=axis(
                 "",
                 tickvals=[height[feature] for feature in order],
