@@ -11,7 +11,7 @@ from flows.reports import Outcome, link_to, published
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.report import numbers as fmt
-from tasks.report.data import Finding, ReportData
+from tasks.report.patching.data import Finding, ReportData
 
 FINDINGS_SHOWN = 3
 REPORT = "report.html"

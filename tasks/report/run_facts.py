@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tasks.artifacts.shard import Shard
-from tasks.report.data import RunFacts, StageRun
+from tasks.report.records import RunFacts, StageRun
 
 
 def run_facts(stages: Iterable[tuple[str, Sequence[Shard]]]) -> RunFacts:

@@ -35,6 +35,6 @@ class PatchingReportParams(BaseModel):
     examples: int = Field(4, ge=0, le=50, description="Responses to show per condition.")
 
 
-PATCHING = TaskKind("report.patching", 1, PatchingReportParams, "tasks.report.run:run")
+PATCHING = TaskKind("report.patching", 1, PatchingReportParams, "tasks.report.patching.run:run")
 
 KINDS = (PATCHING,)

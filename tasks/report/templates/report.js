@@ -8,10 +8,12 @@
     return node;
   };
 
-  // Figures: resolve the palette's variables, show the traces of the selected choice, draw.
+  // Figures: resolve the palette's variables, show the traces of what is selected, draw.
   const figures = parse("figures");
   const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] };
-  let choice = document.querySelector("[name^=choice]:checked")?.value;
+  const options = [...document.querySelectorAll(".choices input")];
+  const keyOf = (input) => input.name.slice(0, input.name.indexOf("-"));
+  const chosen = Object.fromEntries(options.filter((o) => o.checked).map((o) => [keyOf(o), o.value]));
 
   const painted = (value) => {
     const style = getComputedStyle(document.documentElement);
@@ -27,18 +29,19 @@
   const draw = () => {
     for (const node of document.querySelectorAll(".plot")) {
       const { data, layout } = painted(figures[node.id]);
-      for (const trace of data) if (trace.meta) trace.visible = trace.meta.choice === choice;
+      for (const trace of data) if (trace.meta) trace.visible = Object.entries(trace.meta).every(([key, value]) => chosen[key] === value);
       Plotly.react(node, data, layout, config);
     }
   };
   draw();
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
 
-  // One selection of the choice for all sections.
-  for (const input of document.querySelectorAll("[name^=choice]")) {
+  // One selection of a key ("choice") for all sections.
+  for (const input of options) {
     input.addEventListener("change", () => {
-      choice = input.value;
-      for (const other of document.querySelectorAll("[name^=choice]")) other.checked = other.value === choice;
+      const key = keyOf(input);
+      chosen[key] = input.value;
+      for (const other of options) if (keyOf(other) === key) other.checked = other.value === input.value;
       draw();
     });
   }
