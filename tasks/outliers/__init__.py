@@ -1,0 +1,1 @@
+"""Systematic outlier features: which hidden dimensions are outliers in most layers and at many positions."""

@@ -1,0 +1,149 @@
+"""Parameters and kinds of outlier tasks. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.models.spec import ModelRef
+from tasks.spec import TaskKind
+
+PROSE = "embedded:prose"
+"""The text that is always there: the documentation that comes with Python."""
+
+Site = Literal["norms", "residual"]
+"""What is watched: `norms`, what enters each block's attention and FFN; `residual`, what leaves each block."""
+SITES: tuple[Site, ...] = ("norms", "residual")
+
+Criterion = Literal["absolute", "relative", "massive"]
+CRITERIA: tuple[Criterion, ...] = ("absolute", "relative", "massive")
+"""Order of the criteria wherever arrays have an axis for them."""
+
+
+class TextSource(BaseModel):
+    """Text to read, and how it becomes sequences of tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    location: str = Field(
+        PROSE,
+        min_length=1,
+        title="Text",
+        description=(
+            "File, folder or pattern, local or a URL (s3://bucket/text/*.parquet), of .jsonl, .parquet or text; may "
+            f"be compressed. {PROSE} is the documentation that comes with Python"
+        ),
+    )
+    format: Literal["auto", "jsonl", "parquet", "text"] = Field(
+        "auto", description="Format of the files; `auto` goes by their endings. A text file is one document"
+    )
+    column: str = Field("text", min_length=1, description="Field of a JSON line, or column of a table, with the text")
+    pack: bool = Field(
+        True,
+        description="Join documents and cut them into sequences of full length. Else each document is a sequence of "
+        "its own, cut off at the length",
+    )
+    sequences: int = Field(16, ge=1, le=1_000_000, description="Sequences to read")
+    length: int = Field(512, ge=8, le=1_048_576, description="Tokens of a sequence, the first (BOS) token included")
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description="Begin each sequence with the BOS token: as the tokenizer does by itself, always, or never"
+    )
+
+
+class Criteria(BaseModel):
+    """When an activation is an outlier, and when a dimension is a systematic one (LLM.int8(), arXiv 2208.07339)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: float = Field(6.0, gt=0, description="An activation of at least this magnitude is an outlier")
+    layer_share: float = Field(
+        0.25, gt=0, le=1, description="A systematic dimension has outliers at this share of the watched points, or more"
+    )
+    position_share: float = Field(
+        0.06, gt=0, le=1, description="... and at this share of the sequence's positions, or more"
+    )
+    first_position: bool = Field(
+        True,
+        description="Count the first position, whose token (BOS) carries massive activations. Results with and "
+        "without it are reported either way; this chooses which ones are called systematic",
+    )
+    relative_threshold: float = Field(
+        6.0,
+        gt=0,
+        description="The scale-free companion: an activation of at least so many times its token's root mean square",
+    )
+    massive_magnitude: float = Field(100.0, gt=0, description="A massive activation is larger than this magnitude")
+    massive_ratio: float = Field(
+        1000.0, gt=0, description="... and at least so many times its token's median magnitude (arXiv 2402.17762)"
+    )
+
+
+class AblationSettings(BaseModel):
+    """The functional check: what the model loses when the found dimensions are set to zero."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = Field(True, description="Measure perplexity with the found dimensions, and random ones, at zero")
+    sequences: int = Field(16, ge=1, description="Sequences to measure on: the first ones")
+    largest: int = Field(
+        7, ge=1, description="Besides all systematic dimensions, the so many of the largest magnitude are set to zero"
+    )
+    random_draws: int = Field(5, ge=1, le=100, description="Draws of as many random dimensions, for comparison")
+
+
+class PrepareParams(BaseModel):
+    """Params of `outliers.prepare`: the model is looked at and the text is cut into sequences."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelRef
+    text: TextSource
+
+
+class ScanParams(BaseModel):
+    """Params of `outliers.scan`. Input: `prepared`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelRef
+    model_fingerprint: str
+    sites: list[Site] = Field(list(SITES), min_length=1)
+    criteria: Criteria = Criteria()
+    batch_size: int = Field(8, ge=1, description="Sequences in one forward pass; decides the last bits of the result")
+    start: int = Field(ge=0)
+    stop: int = Field(gt=0)
+    """Sequences `start` to `stop` of the prepared ones."""
+
+
+class SummaryParams(BaseModel):
+    """Params of `outliers.summary`. Inputs: `prepared`, and the list `scans`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    """What the model is called in results and reports."""
+    model: ModelRef
+    text: TextSource
+    sites: list[Site]
+    criteria: Criteria
+    batch_size: int
+
+
+class AblationParams(BaseModel):
+    """Params of `outliers.ablation`. Inputs: `prepared`, `summary`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelRef
+    model_fingerprint: str
+    batch_size: int
+    settings: AblationSettings
+
+
+PREPARE = TaskKind("outliers.prepare", 1, PrepareParams, "tasks.outliers.run_prepare:run", always_run=True)
+SCAN = TaskKind("outliers.scan", 1, ScanParams, "tasks.outliers.run_scan:run")
+SUMMARY = TaskKind("outliers.summary", 1, SummaryParams, "tasks.outliers.run_summary:run")
+ABLATION = TaskKind("outliers.ablation", 1, AblationParams, "tasks.outliers.run_ablation:run")
+
+KINDS = (PREPARE, SCAN, SUMMARY, ABLATION)
