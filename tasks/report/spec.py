@@ -35,6 +35,46 @@ class PatchingReportParams(BaseModel):
     examples: int = Field(4, ge=0, le=50, description="Responses to show per condition.")
 
 
+class ExaminedModel(BaseModel):
+    """A model that was examined."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="What the model is called.")
+    source: str = Field(description="Where it came from.")
+    ablation: bool = Field(False, description="Its functional check ran.")
+
+
+class FailedModel(BaseModel):
+    """A model that was asked for and could not be examined."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="What the model is called.")
+    source: str = Field(description="Where it was to come from.")
+    stage: str = Field(description="Stage that failed.")
+    reason: str = Field(description="Why, in words.")
+
+
+class OutliersReportParams(BaseModel):
+    """What a report on systematic outliers says beyond its tables.
+
+    Inputs: the lists `prepared` and `summary`, one of each per model and in their order; `ablation`, of those models
+    whose functional check ran, in order. A list without shards may be left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = Field("Systematic outlier dimensions", min_length=1, description="Title of the page.")
+    models: list[ExaminedModel] = Field(description="Models in the order to show.")
+    failures: list[FailedModel] = Field(default_factory=list, description="Models that failed.")
+    settings: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Everything that was asked for; nested names are joined by dots."
+    )
+
+
 PATCHING = TaskKind("report.patching", 1, PatchingReportParams, "tasks.report.patching.run:run")
 
-KINDS = (PATCHING,)
+OUTLIERS = TaskKind("report.outliers", 1, OutliersReportParams, "tasks.report.outliers.run:run")
+
+KINDS = (PATCHING, OUTLIERS)

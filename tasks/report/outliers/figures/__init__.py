@@ -1,0 +1,1 @@
+"""Plotly figure specifications as plain dictionaries: pure functions of report records."""
