@@ -30,6 +30,16 @@ _COMMON = {
 _NO_GROUPS = {k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}
 _GPT2_STYLE = {"n_embd": D_MODEL, "n_layer": N_LAYERS, "n_head": 4, "n_positions": 256}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_GROUPED_EXPERTS = {
+    "moe_intermediate_size": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_FALCON = {k: _COMMON[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
 _WINDOW = 8  # shorter than the tests' sequences, so that the sliding mask matters
 
 # name -> (model_type of the config, arguments of the config)
@@ -80,7 +90,7 @@ _SPECS: dict[str, tuple[str, dict]] = {
         },
     ),
     "gpt_bigcode": ("gpt_bigcode", _GPT2_STYLE),
-    "falcon": ("falcon", {k: _COMMON[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads")}),
+    "falcon": ("falcon", _FALCON),
     "bloom": ("bloom", {"hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": 4}),
     "stablelm": ("stablelm", _COMMON),
     "starcoder2": ("starcoder2", _COMMON),
@@ -90,12 +100,93 @@ _SPECS: dict[str, tuple[str, dict]] = {
     "glm4": ("glm4", _COMMON | {"head_dim": 16, "pad_token_id": 0}),
 }
 
+# What hooks on the blocks take and the engines do not, or need not be tried with.
+_MORE_SPECS: dict[str, tuple[str, dict]] = {
+    "qwen3_next": (  # like Qwen3-Next-80B-A3B: three blocks of linear attention, one of full attention
+        "qwen3_next",
+        _COMMON
+        | _EXPERTS
+        | {
+            "head_dim": 16,
+            "shared_expert_intermediate_size": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+        },
+    ),
+    "glm4_moe": (  # like GLM-4.5-Air: the first block is dense
+        "glm4_moe",
+        _COMMON | _GROUPED_EXPERTS | {"head_dim": 16, "use_qk_norm": True},
+    ),
+    "deepseek_v3": (
+        "deepseek_v3",
+        _NO_GROUPS
+        | _GROUPED_EXPERTS
+        | {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 16,
+        },
+    ),
+    "falcon_two_norms": (  # like falcon-40b: attention and FFN in parallel, each with a norm of its own
+        "falcon",
+        _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 2},
+    ),
+    "falcon_sequential": ("falcon", _FALCON | {"parallel_attn": False}),  # like falcon-rw-1b
+    "stablelm_parallel": ("stablelm", _COMMON | {"use_parallel_residual": True}),  # like stablelm-2-12b
+    "bloom_residual_after_norm": (
+        "bloom",
+        {
+            "hidden_size": D_MODEL,
+            "n_layer": N_LAYERS,
+            "n_head": 4,
+            "apply_residual_connection_post_layernorm": True,
+        },
+    ),
+    "nemotron_h": (  # blocks of one part each: state space, attention, experts, dense
+        "nemotron_h",
+        _COMMON
+        | {
+            "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+            "head_dim": 16,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 16,
+            "ssm_state_size": 16,
+            "n_groups": 2,
+            "chunk_size": 16,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "moe_shared_expert_intermediate_size": 32,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+}
+
 ARCHITECTURES: list[str] = list(_SPECS)
+"""Those that every engine is tried with."""
+ALL_ARCHITECTURES: list[str] = [*_SPECS, *_MORE_SPECS]
+EXPERT_MODELS: list[str] = [
+    "olmoe",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "qwen3_next",
+    "glm4_moe",
+    "deepseek_v3",
+]
+"""Mixtures of experts among all."""
 
 
 def tiny_config(name: str, **overrides):
     """Configuration of the tiny model `name`; `overrides` are arguments of its config class."""
-    model_type, kwargs = _SPECS[name]
+    model_type, kwargs = (_SPECS | _MORE_SPECS)[name]
     tokens = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     return CONFIG_MAPPING[model_type](**(tokens | kwargs | overrides))
 
