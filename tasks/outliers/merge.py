@@ -11,21 +11,35 @@ from tasks.outliers.spec import CRITERIA
 from tasks.outliers.state import PartState, SiteState
 
 
-def merge_sites(states: Iterable[SiteState]) -> SiteState:
-    """One state of all sequences, read one state at a time.
+class SiteMerger:
+    """One state of all sequences, from one state at a time.
 
     The states must be of the same site of the same model, with no sequence in two of them.
     """
-    first, rest = _Total(), _Total()
-    sequences = 0
-    sums: dict[str, np.ndarray] = {}
-    for state in states:
-        first.add(state.first)
-        rest.add(state.rest)
-        sequences += state.sequences
+
+    def __init__(self) -> None:
+        self._first, self._rest = _Total(), _Total()
+        self._sequences = 0
+        self._sums: dict[str, np.ndarray] = {}
+
+    def add(self, state: SiteState) -> None:
+        self._first.add(state.first)
+        self._rest.add(state.rest)
+        self._sequences += state.sequences
         for name in ("recurrence", "nan", "inf"):
-            sums[name] = sums.get(name, 0) + getattr(state, name)
-    return SiteState(first.state(), rest.state(), sequences, **sums)
+            self._sums[name] = self._sums.get(name, 0) + getattr(state, name)
+
+    def state(self) -> SiteState:
+        """Raises ValueError before anything was added."""
+        return SiteState(self._first.state(), self._rest.state(), self._sequences, **self._sums)
+
+
+def merge_sites(states: Iterable[SiteState]) -> SiteState:
+    """`SiteMerger` over all of `states`."""
+    merger = SiteMerger()
+    for state in states:
+        merger.add(state)
+    return merger.state()
 
 
 def merge_parts(states: Iterable[PartState]) -> PartState:

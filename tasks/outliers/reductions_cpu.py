@@ -17,10 +17,10 @@ from tasks.models.cache import cache_root
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "numba"))  # read when numba is imported
 
-import numba  # noqa: E402
-from numba import njit, prange  # noqa: E402
+import numba
+from numba import njit, prange
 
-from tasks.outliers.reductions import FIRST_VALUES, PointOutputs, Thresholds  # noqa: E402
+from tasks.outliers.reductions import FIRST_VALUES, PointOutputs, Thresholds
 
 INFINITY = np.int32(0x7F800000)
 MAGNITUDE = np.int32(0x7FFFFFFF)

@@ -4,8 +4,8 @@ A `PartState` holds sets (as bits), counts, maxima and a few examples chosen by 
 "the first k", so it gives the same bits in any order and any grouping; and its size follows from the model and the
 sequences' length alone. Dimensions without any hit are left out, so two states of the same sequences are equal arrays.
 
-`merge` puts states together. A site's state has two parts that share nothing: the first position of each sequence, and the rest. Together they are
-the result over all positions, the rest alone is the result without the first one.
+`merge` puts states together. A site's state has two parts that share nothing: the first position of each sequence, and
+the rest. Together they are the result over all positions, the rest alone is the result without the first one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PartState:
     positions: np.ndarray
     """[m, 3, ceil(width / 8)] uint8: positions with a hit, by criterion, as np.packbits"""
     largest: Examples
-    """The largest absolute hits, at most one of each (sequence, point)."""
+    """The largest absolute hits, at most one of each (sequence, point), and one of its first position."""
     first: Examples
     """The first absolute hits by point, sequence, position."""
 

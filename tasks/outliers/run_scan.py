@@ -1,0 +1,117 @@
+"""Task `outliers.scan`: forward passes over some of the sequences, summarized while they run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from tasks.context import ShardContext
+from tasks.models.batching import Batch, pad
+from tasks.models.load import LoadedModel, load
+from tasks.models.memory import is_out_of_memory
+from tasks.outliers.merge import SiteMerger
+from tasks.outliers.scan import Scanner, headline
+from tasks.outliers.spec import ScanParams, Site
+from tasks.outliers.tables import sequence_rows, systematic_rows
+
+BATCHES_PER_CHUNK = 4
+
+Numbered = tuple[int, list[int]]
+"""A sequence's number, and its tokens."""
+
+
+def run(ctx: ShardContext) -> None:
+    """Tensors `state`: one summary a chunk (`SiteState.arrays` by site, and the routing); tables `systematic` and
+    `sequences`, of single sequences. A batch holds the same sequences whatever the shard, so results do not depend on
+    how the work is cut."""
+    p: ScanParams = ctx.params
+    sequences = _sequences(ctx)
+    size = p.batch_size * BATCHES_PER_CHUNK
+    scan = _Scan(ctx)
+    done = 0
+    total = -(-len(sequences) // size)
+    for chunk in ctx.chunks(total):
+        mine = sequences[chunk.index * size : (chunk.index + 1) * size]
+        done = chunk.index * size
+        summary = _Summary(scan.scanner)
+        for at in range(0, len(mine), p.batch_size):
+            batch = mine[at : at + p.batch_size]
+            scan.add(batch, summary)
+            ctx.progress(done + at + len(batch), len(sequences), "sequences")
+        chunk.tensors("state", summary.arrays())
+        chunk.table("systematic", pa.concat_tables(summary.systematic))
+        chunk.table("sequences", pa.concat_tables(summary.sequences))
+        chunk.count(sequences=len(mine), tokens=sum(len(tokens) for _, tokens in mine))
+        chunk.commit()
+
+
+def _sequences(ctx: ShardContext) -> list[Numbered]:
+    p: ScanParams = ctx.params
+    table = ctx.input("prepared").table("sequences", ["sequence", "tokens"]).slice(p.start, p.stop - p.start)
+    return list(zip(table["sequence"].to_pylist(), table["tokens"].to_pylist(), strict=True))
+
+
+class _Scan:
+    """The model, loaded when the first chunk needs it."""
+
+    def __init__(self, ctx: ShardContext) -> None:
+        self._ctx = ctx
+
+    @cached_property
+    def scanner(self) -> Scanner:
+        ctx, p = self._ctx, self._ctx.params
+        ctx.log(f"loading {p.model.source}")
+        loaded: LoadedModel = load(p.model, ctx.runtime.device, p.model_fingerprint, offload=True)
+        scanner = Scanner(loaded, p.sites, p.criteria)
+        ctx.note("points", {site: len(points) for site, points in scanner.points.items()})
+        return scanner
+
+    def add(self, batch: Sequence[Numbered], summary: _Summary) -> None:
+        """Scan a batch, in halves where memory does not hold it whole."""
+        padded = pad([tokens for _, tokens in batch], self.scanner.loaded.pad_id, side="right")
+        self._add(padded, [number for number, _ in batch], summary)
+
+    def _add(self, padded: Batch, numbers: Sequence[int], summary: _Summary) -> None:
+        try:
+            results = self.scanner.scan(padded, numbers)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(numbers) == 1:
+                raise
+            half = len(numbers) // 2
+            self._ctx.note("out_of_memory", f"{len(numbers)} sequences of {padded.input_ids.shape[1]} tokens, halved")
+        else:
+            summary.add(results, numbers, padded.attention_mask.sum(1).tolist())
+            return
+        for rows in (slice(half), slice(half, None)):
+            part = Batch(padded.input_ids[rows], padded.attention_mask[rows], padded.position_ids[rows])
+            self._add(part, numbers[rows], summary)
+
+
+class _Summary:
+    """What one chunk leaves."""
+
+    def __init__(self, scanner: Scanner) -> None:
+        self._scanner = scanner
+        self._states: dict[Site, SiteMerger] = {site: SiteMerger() for site in scanner.points}
+        scanner.begin()
+        self.systematic: list[pa.Table] = []
+        self.sequences: list[pa.Table] = []
+
+    def add(self, results, numbers: Sequence[int], lengths: Sequence[int]) -> None:
+        variant = headline(self._scanner.criteria)
+        for site, result in results.items():
+            self._states[site].add(result.state)
+            self.sequences.append(sequence_rows(site, result, numbers, lengths))
+            if result.pairs is not None:
+                self.systematic.append(systematic_rows(site, variant, result.pairs, numbers, lengths))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {
+            f"{site}.{name}": array
+            for site, merger in self._states.items()
+            for name, array in merger.state().arrays().items()
+        }
+        return arrays | {f"routing.{name}": array for name, array in self._scanner.routing.arrays().items()}
