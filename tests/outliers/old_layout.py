@@ -24,7 +24,7 @@ def find_outliers(activations: dict[str, Tensor], threshold: float = THRESHOLD) 
         activations: layer name -> [batch, position, d], floating point of any width.
 
     Returns:
-        ``{"feature_outliers": {dim: [{"layer", "seq_pos", "value"}, ...]}, "layer_stats": {layer: {...}}, "threshold"}``
+        ``{"feature_outliers": {dim: [{"layer", "seq_pos", "value"}]}, "layer_stats": {layer: {}}, "threshold": float}``
         A NaN is no occurrence, an infinity is one; `max_magnitude` of a layer with a NaN is NaN.
     """
     feature_outliers: dict[int, list[dict]] = {}
@@ -119,7 +119,7 @@ def write_old_results(
     run_config: dict[str, Any] | None = None,
     **criteria: float,
 ) -> dict:
-    """Write `old_results` as the old code did (indented by two, infinities and NaN as json.dump has them); return it."""
+    """Write `old_results` as the old code did, infinities and NaN as json.dump has them; return it."""
     results = old_results(batches, run_config, **criteria)
     with path.open("w") as file:
         json.dump(results, file, indent=2)
