@@ -55,7 +55,7 @@ class Layout:
     def of(cls, model: PreTrainedModel) -> Layout:
         """Find the parts by structure. Raises BadInput for a model that has another shape."""
         config = model.config.get_text_config(decoder=True)
-        path = _blocks_path(model, config.num_hidden_layers)
+        path = blocks_path(model)
         stack_path, _, _ = path.rpartition(".")
         stack = attrgetter(stack_path)(model) if stack_path else model
         lm_head = model.get_output_embeddings()
@@ -110,8 +110,9 @@ def verify(model: PreTrainedModel, layout: Layout) -> None:
         raise _unknown(model, f"has a residual stream of width {captured[-1].shape[-1]}, not {layout.d_model}")
 
 
-def _blocks_path(model: PreTrainedModel, n_layers: int) -> str:
-    """Path of the only outermost list of `n_layers` modules in the text decoder."""
+def blocks_path(model: PreTrainedModel) -> str:
+    """Path of the only outermost list of as many modules as there are layers in the text decoder; raises BadInput."""
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     decoder = model.get_decoder()
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
     prefix += "." if prefix else ""

@@ -26,10 +26,12 @@ from transformers import (
 from tasks.errors import TransientError
 from tasks.models import adapter, gguf_weights, hub, remote
 from tasks.models.cache import build_once
-from tasks.models.files import missing
+from tasks.models.files import missing, weights
 from tasks.models.fingerprint import fingerprint
 from tasks.models.layout import Layout, computes_on, verify
-from tasks.models.placement import Placement, is_split, placement
+from tasks.models.placement import Placement, is_split, placement, spread
+from tasks.models.quantization import compute_dtype, stays_quantized
+from tasks.models.scratch import Scratch
 from tasks.models.sources import Source, adapter_source, model_source
 from tasks.models.spec import Dtype, ModelRef
 
@@ -40,6 +42,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     layout: Layout
     ref: ModelRef
+    spread: str = ""
+    """How it is spread over devices, for people: "3.1 GiB on 2 GPUs, 10.2 GiB in memory"."""
 
     @property
     def device(self) -> torch.device:
@@ -56,12 +60,18 @@ class LoadedModel:
 
 
 def load(
-    ref: ModelRef, device: str | torch.device | Placement = "cpu", expected_fingerprint: str | None = None
+    ref: ModelRef,
+    device: str | torch.device | Placement = "cpu",
+    expected_fingerprint: str | None = None,
+    *,
+    offload: bool = False,
 ) -> LoadedModel:
-    """Fetch, convert and load `ref`; an adapter is merged.
+    """Fetch, convert and load `ref`; an adapter is merged. Quantized weights come in their checkpoint's precision.
 
     device: "cuda" is one GPU, or all visible ones where the weights do not fit one; or a device for each part.
     expected_fingerprint: what an earlier stage recorded; another one is refused.
+    offload: what fits no GPU goes to main memory, and what fits neither stays on disk; it is brought to where it
+    computes in every pass, so that batches should be large. On a CPU: main memory, then disk.
     Raises BadInput for whatever is wrong with the reference, before weights are read where that can be known, and
     TransientError when a place cannot be reached for now.
     """
@@ -76,8 +86,12 @@ def load(
         adapter.check_fits(lora, lora_folder, config)
     tokenizer = _tokenizer(source, folder)
 
-    dtype = getattr(torch, ref.dtype)
-    where = device if isinstance(device, Mapping) else placement(source, config, dtype, device)
+    dtype = compute_dtype(config, getattr(torch, ref.dtype))
+    stored = _weight_bytes(folder) if stays_quantized(source, config) else None
+    if isinstance(device, Mapping):
+        where = device
+    else:
+        where = placement(source, config, dtype, device, offload=offload, stored=stored)
     if lora is not None and is_split(where):  # merging needs the weights in one place
         folder, lora = local_folder(ref), None
     model = _weights(source, folder, config, dtype, where)
@@ -87,7 +101,7 @@ def load(
     layout = Layout.of(model)
     verify(model, layout)
     _check_vocabulary(source, tokenizer, layout)
-    return LoadedModel(model, tokenizer, layout, ref)
+    return LoadedModel(model, tokenizer, layout, ref, spread(model, where))
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
@@ -192,10 +206,35 @@ def attention_implementation(config) -> str | None:
     return "eager" if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None) else None
 
 
+def _weight_bytes(folder: Path) -> int:
+    return sum((folder / name).stat().st_size for name in weights(path.name for path in folder.iterdir()))
+
+
 def _weights(
     source: Source, folder: Path, config: PretrainedConfig, dtype: torch.dtype, where: Placement
 ) -> PreTrainedModel:
-    """The model, with every parameter from the checkpoint: none is left at its random initial value."""
+    """The model, with every parameter from the checkpoint: none is left at its random initial value.
+
+    What stays on disk is read from the checkpoint's own safetensors files in every pass. Where the model keeps
+    weights in another form (experts in one tensor, pickled files), transformers writes those once more, to a folder
+    of the product's cache that goes with the model.
+    """
+    if "disk" not in where.values():
+        return _read(source, folder, config, dtype, where)
+    with Scratch("offloaded") as rewritten:
+        model = _read(source, folder, config, dtype, where, rewritten.folder)
+        rewritten.give_to(model)
+    return model
+
+
+def _read(
+    source: Source,
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    where: Placement,
+    rewritten: Path | None = None,
+) -> PreTrainedModel:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -204,10 +243,16 @@ def _weights(
             device_map=dict(where),
             attn_implementation=attention_implementation(config),
             output_loading_info=True,
+            offload_folder=rewritten,
         )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        if rewritten is not None and "No space left" in str(error):
+            raise source.bad(
+                f"the part of its weights that stays on disk has no room in {rewritten.parent} ({error})",
+                "free some there, set TOMOGRAPH_CACHE to a folder on a larger disk, or give the process more memory",
+            ) from error
         raise source.bad(f"its weights cannot be loaded ({error})", "check that all files are whole") from error
     if report["missing_keys"]:
         absent = sorted(report["missing_keys"])

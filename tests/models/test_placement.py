@@ -111,7 +111,7 @@ def test_gpus_get_equal_runs_of_blocks(source, architecture, depth):
     deep = {depth: 36}
     model = tiny_model(architecture, **deep)
     size = sum(p.nbytes for p in model.parameters())
-    where = place(source, tiny_config(architecture, **deep), torch.float32, [size] * 3)
+    where = place(source, tiny_config(architecture, **deep), torch.float32, dict.fromkeys(range(3), size))
     [path] = {name.rpartition(".")[0] for name in where if name.rpartition(".")[2].isdecimal()}
     devices = [where[f"{path}.{i}"] for i in range(36)]
     assert devices == sorted(devices)
@@ -120,12 +120,12 @@ def test_gpus_get_equal_runs_of_blocks(source, architecture, depth):
 
 
 def test_a_model_that_fits_one_gpu_stays_there(source):
-    assert place(source, tiny_config("llama"), torch.float32, [10**9, 10**9]) == {"": torch.device("cuda", 0)}
+    assert place(source, tiny_config("llama"), torch.float32, {0: 10**9, 1: 10**9}) == {"": torch.device("cuda", 0)}
 
 
 def test_a_model_that_fits_nowhere_is_refused(source):
     with pytest.raises(BadInput, match=r"its weights take .* GiB in bfloat16, and the 2 GPUs"):
-        place(source, tiny_config("llama"), torch.bfloat16, [100_000, 100_000])
+        place(source, tiny_config("llama"), torch.bfloat16, {0: 100_000, 1: 100_000})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:1", torch.device("cuda", 0)])
