@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,9 +13,9 @@ from tasks.models.batching import Batch, pad
 from tasks.models.load import LoadedModel, load
 from tasks.models.memory import is_out_of_memory
 from tasks.outliers.merge import SiteMerger
-from tasks.outliers.scan import Scanner, headline
+from tasks.outliers.scan import Scanner, SiteResult
 from tasks.outliers.spec import ScanParams, Site
-from tasks.outliers.tables import sequence_rows, systematic_rows
+from tasks.outliers.tables import point_names, sequence_rows, systematic_rows
 
 BATCHES_PER_CHUNK = 4
 
@@ -25,7 +25,7 @@ Numbered = tuple[int, list[int]]
 
 def run(ctx: ShardContext) -> None:
     """Tensors `state`: one summary a chunk (`SiteState.arrays` by site, and the routing); tables `systematic` and
-    `sequences`, of single sequences. A batch holds the same sequences whatever the shard, so results do not depend on
+    `sequences`, of single sequences; table `points`, what the points are called. A batch holds the same sequences whatever the shard, so results do not depend on
     how the work is cut."""
     p: ScanParams = ctx.params
     sequences = _sequences(ctx)
@@ -42,6 +42,7 @@ def run(ctx: ShardContext) -> None:
             scan.add(batch, summary)
             ctx.progress(done + at + len(batch), len(sequences), "sequences")
         chunk.tensors("state", summary.arrays())
+        chunk.table("points", point_names(scan.scanner.points))
         chunk.table("systematic", pa.concat_tables(summary.systematic))
         chunk.table("sequences", pa.concat_tables(summary.sequences))
         chunk.count(sequences=len(mine), tokens=sum(len(tokens) for _, tokens in mine))
@@ -66,7 +67,6 @@ class _Scan:
         ctx.log(f"loading {p.model.source}")
         loaded: LoadedModel = load(p.model, ctx.runtime.device, p.model_fingerprint, offload=True)
         scanner = Scanner(loaded, p.sites, p.criteria)
-        ctx.note("points", {site: len(points) for site, points in scanner.points.items()})
         return scanner
 
     def add(self, batch: Sequence[Numbered], summary: _Summary) -> None:
@@ -100,8 +100,8 @@ class _Summary:
         self.systematic: list[pa.Table] = []
         self.sequences: list[pa.Table] = []
 
-    def add(self, results, numbers: Sequence[int], lengths: Sequence[int]) -> None:
-        variant = headline(self._scanner.criteria)
+    def add(self, results: Mapping[Site, SiteResult], numbers: Sequence[int], lengths: Sequence[int]) -> None:
+        variant = self._scanner.criteria.headline
         for site, result in results.items():
             self._states[site].add(result.state)
             self.sequences.append(sequence_rows(site, result, numbers, lengths))

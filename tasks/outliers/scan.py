@@ -115,10 +115,5 @@ class Scanner:
             systematic=dict(zip(VARIANTS, per_sequence, strict=True)),
             nan=buffers.nan.sum(1).cpu().numpy(),
             inf=buffers.inf.sum(1).cpu().numpy(),
-            pairs=pairs(first, rest, found, headline(self.criteria)) if site == self.headline else None,
+            pairs=pairs(first, rest, found, self.criteria.headline) if site == self.headline else None,
         )
-
-
-def headline(criteria: Criteria) -> str:
-    """The variant whose results are called systematic."""
-    return "all" if criteria.first_position else "without_first"

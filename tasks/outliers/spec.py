@@ -78,6 +78,11 @@ class Criteria(BaseModel):
         1000.0, gt=0, description="... and at least so many times its token's median magnitude (arXiv 2402.17762)"
     )
 
+    @property
+    def headline(self) -> str:
+        """The variant whose results are called systematic: "all" positions, or "without_first"."""
+        return "all" if self.first_position else "without_first"
+
 
 class AblationSettings(BaseModel):
     """The functional check: what the model loses when the found dimensions are set to zero."""

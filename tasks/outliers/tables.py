@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from tasks.models.points import Point
 from tasks.outliers.classify import Pairs
 from tasks.outliers.scan import SiteResult
 from tasks.outliers.spec import Site
@@ -45,6 +46,20 @@ SEQUENCES = pa.schema(
         ("inf", pa.int64()),
     ]
 )
+
+POINT_NAMES = pa.schema(
+    [("site", pa.string()), ("point", pa.int32()), ("name", pa.string()), ("layer", pa.int32()), ("kind", pa.string())]
+)
+
+
+def point_names(points: Mapping[Site, Sequence[Point]]) -> pa.Table:
+    """What the points of each site are called."""
+    rows = [
+        {"site": site, "point": i, "name": point.name, "layer": point.layer, "kind": point.kind}
+        for site, of_site in points.items()
+        for i, point in enumerate(of_site)
+    ]
+    return pa.Table.from_pylist(rows, schema=POINT_NAMES)
 
 
 def systematic_rows(

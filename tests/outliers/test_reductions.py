@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tasks.outliers import reductions_cpu, reductions_cuda
 from tasks.outliers.spec import Criteria
 from tests.outliers.naive import occurrences, summary
 from tests.outliers.states import described, draw, parts_of
@@ -39,3 +40,20 @@ def test_every_number_is_the_references(dtype, side, lengths, d) -> None:
     assert any(one.position for one in found) or max(lengths) == 1
     assert_equals_reference(parts["first"], summary([one for one in found if one.position == 0], 5))
     assert_equals_reference(parts["rest"], summary([one for one in found if one.position > 0], 5))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("lengths", "d"), [([7, 3], 20), ([1, 1], 8), ([33, 40], 70)], ids=str)
+def test_the_gpus_kernels_give_the_same(dtype, side, lengths, d, monkeypatch) -> None:
+    """In Triton's interpreter where there is no GPU. Ratios are rounded differently, so values at the edge of the
+    relative criterion are kept out of the drawing."""
+    rng = np.random.default_rng([d, len(lengths), 1])
+    sequences = [draw(rng, 3, n, d, dtype) for n in lengths]
+    numbers = list(range(len(lengths)))
+    criteria = Criteria()
+    expected = parts_of(sequences, numbers, criteria, side=side, dtype=dtype)
+    monkeypatch.setattr(reductions_cpu, "reduce_point", reductions_cuda.reduce_point)
+    found = parts_of(sequences, numbers, criteria, side=side, dtype=dtype)
+    for part in expected:
+        assert_equals_reference(found[part], described(expected[part]))
