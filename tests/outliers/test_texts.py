@@ -1,0 +1,452 @@
+"""Texts as files hold them, and as sequences of tokens."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.artifacts import retry
+from tasks.errors import BadInput, TransientError
+from tasks.outliers import patient_file, texts
+from tasks.outliers.sequences import Cut, Sequence, begins_with_bos, cut, warnings
+from tasks.outliers.spec import PROSE, TextSource
+from tasks.outliers.texts import open_texts
+from tasks.sae.corpus import library_prose
+from tests.faulty_proxy import FaultyProxy, faulty_proxy
+from tests.models.tiny import tiny_tokenizer
+from tests.s3_server import S3Server
+
+TEXTS = ["The player bets 10 dollars.", "", "Stop, because the risk is too high.\nChoose 2) é 猫.", " "]
+RECORDS = [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
+LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
+
+
+def read(location: object, **source: object) -> list[str]:
+    return ["".join(document) for document in open_texts(TextSource(location=str(location), **source))]
+
+
+def refused(location: object, **source: object) -> BadInput:
+    with pytest.raises(BadInput) as caught:
+        read(location, **source)
+    return caught.value
+
+
+def write_parquet(path: Path, values: pa.Array | list, **options: object) -> Path:
+    pq.write_table(pa.table({"id": range(len(values)), "text": values}), path, **options)
+    return path
+
+
+def arrow_compressed(codec: str) -> Callable[[bytes], bytes]:
+    def compress(data: bytes) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.CompressedOutputStream(sink, codec) as stream:
+            stream.write(data)
+        return sink.getvalue().to_pybytes()
+
+    return compress
+
+
+COMPRESSORS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".zst": arrow_compressed("zstd"),
+    ".lz4": arrow_compressed("lz4"),
+}
+
+
+class TestFormats:
+    @pytest.mark.parametrize("ending", COMPRESSORS)
+    def test_json_lines(self, tmp_path: Path, ending: str) -> None:
+        path = tmp_path / f"a.jsonl{ending}"
+        path.write_bytes(COMPRESSORS[ending](LINES))
+        assert read(path) == TEXTS
+
+    @pytest.mark.parametrize("ending", COMPRESSORS)
+    def test_a_text_file_is_one_document(self, tmp_path: Path, ending: str) -> None:
+        path = tmp_path / f"a.txt{ending}"
+        path.write_bytes(COMPRESSORS[ending](LINES))
+        assert read(path) == [LINES.decode()]
+
+    @pytest.mark.parametrize("ending", [".gz", ".zst"])
+    def test_compressed_parts_one_after_the_other(self, tmp_path: Path, ending: str) -> None:
+        """As parallel compressors write them, and `cat a.gz b.gz`."""
+        path = tmp_path / f"a.jsonl{ending}"
+        path.write_bytes(COMPRESSORS[ending](LINES) + COMPRESSORS[ending](LINES))
+        assert read(path) == TEXTS + TEXTS
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            pa.array([*TEXTS, None]),
+            pa.array([*TEXTS, None], pa.large_string()),
+            pa.array([*TEXTS, None]).dictionary_encode(),
+            pa.array([None if text is None else text.encode() for text in [*TEXTS, None]], pa.binary()),
+        ],
+        ids=["string", "large_string", "dictionary", "binary"],
+    )
+    def test_parquet(self, tmp_path: Path, values: pa.Array) -> None:
+        assert read(write_parquet(tmp_path / "a.parquet", values, row_group_size=2)) == [*TEXTS, ""]
+
+    def test_null_is_an_empty_document_and_blank_lines_are_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.ndjson"
+        path.write_bytes(b'\xef\xbb\xbf{"words": "a"}\n\n  \r\n{"words": null}\r\n{"words": "b"}')
+        assert read(path, column="words") == ["a", "", "b"]
+
+    def test_the_format_given_wins_over_the_ending(self, tmp_path: Path) -> None:
+        path = tmp_path / "dump"
+        path.write_bytes(LINES)
+        assert read(path, format="jsonl") == TEXTS
+        assert read(path, format="text") == [LINES.decode()]
+        error = refused(path)
+        assert error.field == "text.format"
+        assert f"the ending of {path} does not tell its format" in str(error)
+
+    def test_python_s_own_documentation(self) -> None:
+        assert read(PROSE) == library_prose()
+        assert refused("embedded:poetry").field == "text.location"
+
+
+class TestPlaces:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """b/1.txt, b/c/2.jsonl.gz, a.parquet, and what is none of the text."""
+        (tmp_path / "b" / "c").mkdir(parents=True)
+        (tmp_path / "b" / "1.txt").write_text("one")
+        (tmp_path / "b" / "c" / "2.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}\n{"text": "three"}\n'))
+        write_parquet(tmp_path / "a.parquet", ["zero"])
+        (tmp_path / ".hidden.txt").write_text("no")
+        (tmp_path / "b" / "data.bin").write_bytes(b"\xff\x00")
+        return tmp_path
+
+    def test_a_folder_in_order_with_all_below_it(self, folder: Path) -> None:
+        assert read(folder) == ["zero", "one", "two", "three"]
+        assert read(f"{folder}/") == ["zero", "one", "two", "three"]
+        assert read(f"file://{folder}") == ["zero", "one", "two", "three"]
+        assert read(folder, format="jsonl") == ["two", "three"]
+
+    def test_patterns(self, folder: Path) -> None:
+        assert read(f"{folder}/b/*.txt") == ["one"]
+        assert read(f"{folder}/**/*.jsonl.gz") == ["two", "three"]
+        assert read(f"{folder}/**/[12].*") == ["one", "two", "three"]
+
+    def test_a_path_with_the_signs_of_a_pattern_is_a_path_first(self, tmp_path: Path) -> None:
+        (tmp_path / "a[1].txt").write_text("itself")
+        (tmp_path / "a1.txt").write_text("matched")
+        assert read(tmp_path / "a[1].txt") == ["itself"]
+
+    def test_in_s3(self, folder: Path, s3_url: str) -> None:
+        fs, root = fsspec.url_to_fs(s3_url)
+        fs.put(str(folder), f"{root}/texts", recursive=True)
+        assert read(f"{s3_url}/texts") == ["zero", "one", "two", "three"]
+        assert read(f"{s3_url}/texts/**/*.jsonl.gz") == ["two", "three"]
+        assert read(f"{s3_url}/texts/a.parquet") == ["zero"]
+        fs.pipe(f"{root}/texts/new.txt", b"new")  # no listing is remembered
+        assert read(f"{s3_url}/texts/*.txt") == ["new"]
+
+    def test_anywhere_else(self, folder: Path) -> None:
+        fs = fsspec.filesystem("memory")
+        fs.put(str(folder), f"/{folder.name}", recursive=True)
+        assert read(f"memory://{folder.name}/b") == ["one", "two", "three"]
+
+    def test_missing(self, tmp_path: Path, s3_url: str) -> None:
+        for location in (tmp_path / "no.txt", f"{s3_url}/no", "s3://no-such-bucket-anywhere/a.txt"):
+            error = refused(location)
+            assert error.field == "text.location"
+            assert str(location) in str(error)
+        assert "no file matches this pattern" in str(refused(tmp_path / "*.txt"))
+        assert "only be an entire path component" in str(refused(tmp_path / "**.txt"))
+        (tmp_path / "x.bin").write_bytes(b"")
+        assert "no file in this folder ends in .jsonl" in str(refused(tmp_path))
+        assert "names no bucket" in str(refused("s3://"))
+
+    def test_refused_before_a_file_is_read(self, tmp_path: Path) -> None:
+        with pytest.raises(BadInput, match="there is no such file or folder"):
+            open_texts(TextSource(location=str(tmp_path / "no.txt")))
+
+    def test_credentials_in_a_url(self) -> None:
+        error = refused("s3://key:secret@bucket/a.txt")
+        assert error.field == "text.location"
+        assert "secret" not in str(error)
+        assert "secret" not in str(refused("simplecache::https://me:secret@example.org/a.txt"))
+
+    def test_a_filesystem_that_is_not_there(self) -> None:
+        assert refused("gibberish://a/b.txt").field == "text.location"
+
+    def test_refused_credentials(self, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        fsspec.filesystem("s3").clear_instance_cache()
+        error = refused(f"{s3_url}/a.txt")
+        fsspec.filesystem("s3").clear_instance_cache()
+        assert error.field == "text.location"
+        assert "AWS_ACCESS_KEY_ID" in str(error) or "access was denied" in str(error)
+
+
+class TestDamage:
+    """Every message names the field, the file, and the line where it applies."""
+
+    def refused_line(self, tmp_path: Path, line: bytes, **source: object) -> BadInput:
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(b'{"text": "fine"}\n\n' + line + b"\n")
+        error = refused(path, **source)
+        assert f"{path}, line 3" in str(error)
+        return error
+
+    def test_lines(self, tmp_path: Path) -> None:
+        assert "is not JSON" in str(self.refused_line(tmp_path, b'{"text": "half'))
+        assert "type list, not an object" in str(self.refused_line(tmp_path, b'[{"text": "all in one"}]'))
+        assert "is not UTF-8 text" in str(self.refused_line(tmp_path, b'{"text": "caf\xe9"}'))
+        assert "is not Unicode text" in str(self.refused_line(tmp_path, b'{"text": "\\ud800"}'))
+
+    def test_columns_of_lines(self, tmp_path: Path) -> None:
+        error = self.refused_line(tmp_path, b'{"content": "a", "id": 1}')
+        assert error.field == "text.column"
+        assert "it has content, id" in str(error)
+        error = self.refused_line(tmp_path, b'{"text": ["a"]}')
+        assert error.field == "text.column"
+        assert "of type list, not text" in str(error)
+
+    def test_columns_of_tables(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", TEXTS)
+        error = refused(path, column="words")
+        assert (error.field, error.value) == ("text.column", "words")
+        assert f"{path} has no such column; it has id, text" in str(error)
+        assert "of type int64, not text" in str(refused(path, column="id"))
+
+    def test_no_parquet(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        path.write_bytes(LINES)
+        assert f"{path}" in str(refused(path))
+        assert "not a whole parquet file" in str(refused(path))
+        whole = write_parquet(tmp_path / "b.parquet", [f"text {n} " * 50 for n in range(5000)], compression="none")
+        data = bytearray(whole.read_bytes())
+        data[len(data) // 2 : len(data) // 2 + 4096] = b"\xff" * 4096
+        whole.write_bytes(data)
+        assert "b.parquet" in str(refused(whole))
+
+    def test_no_text(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.txt"
+        path.write_bytes(b"caf\xe9")
+        error = refused(path)
+        assert error.field == "text.location"
+        assert f"{path}" in str(error)
+        assert "is not UTF-8 text" in str(error)
+
+    @pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending])
+    def test_compressed_halves(self, tmp_path: Path, ending: str) -> None:
+        whole = COMPRESSORS[ending](np.random.default_rng(0).bytes(100_000).hex().encode())
+        for data in (whole[: len(whole) // 2], b"nothing of the kind" * 10):
+            path = tmp_path / f"a.txt{ending}"
+            path.write_bytes(data)
+            error = refused(path)
+            assert error.field == "text.location"
+            assert "cannot be decompressed" in str(error)
+
+
+class TestReading:
+    def test_long_texts_come_in_pieces_that_add_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(texts, "PIECE", 20)
+        for text in ("word " * 50, "x" * 45, "line\n" * 9 + "y" * 30 + " end"):
+            (tmp_path / "a.txt").write_text(text)
+            [document] = open_texts(TextSource(location=str(tmp_path / "a.txt")))
+            pieces = list(document)
+            assert "".join(pieces) == text
+            assert max(map(len, pieces)) <= 20
+            assert len(pieces) > 2
+
+    def test_pieces_begin_where_words_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(texts, "PIECE", 20)
+        (tmp_path / "a.jsonl").write_text(json.dumps({"text": "word " * 50}))
+        [document] = open_texts(TextSource(location=str(tmp_path / "a.jsonl")))
+        first, *others = document
+        assert first == "word word word word"
+        assert {piece[0] for piece in others} == {" "}
+
+    def test_row_groups_before_a_damaged_one_are_read(self, tmp_path: Path) -> None:
+        path = write_parquet(tmp_path / "a.parquet", [f"{n} " * 2000 for n in range(2000)], row_group_size=100)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2 : -200_000] = bytes(len(data) - len(data) // 2 - 200_000)
+        path.write_bytes(data)
+        documents = open_texts(TextSource(location=str(path)))
+        for n in range(1000):
+            assert next(next(documents)).startswith(f"{n} ")
+        with pytest.raises(BadInput, match=r"a\.parquet': is not a whole parquet file, .* after row 1024"):
+            list(documents)
+
+    def test_no_more_is_read_than_needed(
+        self, s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of 40 MB in S3, a block; of a second file, nothing."""
+        monkeypatch.setattr(patient_file, "BLOCK_BYTES", 2**20)
+        fs, root = fsspec.url_to_fs(s3_url)
+        line = json.dumps({"text": "word " * 2000}).encode() + b"\n"
+        fs.pipe({f"{root}/{name}.jsonl": line * 4000 for name in "ab"})
+        with faulty_proxy(s3_server.endpoint) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+            fsspec.filesystem("s3").clear_instance_cache()
+            documents = open_texts(TextSource(location=s3_url))
+            assert "".join(next(documents)) == "word " * 2000
+            got = [request for request in proxy.requests if request.startswith("GET") and ".jsonl" in request]
+        fsspec.filesystem("s3").clear_instance_cache()
+        assert len(got) == 1
+        assert "/a.jsonl" in got[0]
+
+    @pytest.fixture
+    def proxy(self, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+        monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.02)
+        with faulty_proxy(s3_server.endpoint) as proxy:
+            fsspec.filesystem("s3").clear_instance_cache()
+            yield proxy
+        fsspec.filesystem("s3").clear_instance_cache()
+
+    @pytest.mark.parametrize("fault", ["drop", "truncate"])
+    def test_passing_faults_pass(
+        self,
+        proxy: FaultyProxy,
+        s3_url: str,
+        fault: str,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr(patient_file, "BLOCK_BYTES", 2**16)
+        fs, root = fsspec.url_to_fs(s3_url)
+        wanted = [f"{n} " * 1500 for n in range(1000)]
+        fs.pipe(f"{root}/a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in wanted).encode())
+        fs.pipe(f"{root}/b.parquet", pq_bytes(wanted))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        fs.clear_instance_cache()
+        for name in ("a.jsonl", "b.parquet"):
+            documents = open_texts(TextSource(location=f"{s3_url}/{name}"))
+            found = ["".join(next(documents))]
+            proxy.spoil(7, fault, lambda request: request.startswith("GET"))  # more than s3fs itself stands
+            with caplog.at_level(logging.WARNING, logger="tomograph.store"):
+                found += ["".join(document) for document in documents]
+            assert found == wanted
+            assert proxy.faults_left == 0
+
+    def test_lasting_faults_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patient_file, "PATIENCE_SECONDS", 0.1)
+
+        def lost() -> None:
+            raise ConnectionResetError(104, "reset")
+
+        with pytest.raises(TransientError, match=r"s3://bucket/a\.txt"):
+            patient_file.persistently(lost, "s3://bucket/a.txt", 0.1)
+
+
+def pq_bytes(values: list[str]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": values}), sink, row_group_size=20, compression="none", use_dictionary=False)
+    return sink.getvalue().to_pybytes()
+
+
+TOKENIZER = tiny_tokenizer()
+BOS, EOS = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
+
+
+def cut_texts(documents: list[str], bos: bool = True, tokenizer: object = TOKENIZER, **source: object) -> Cut:
+    return cut((iter([text] if text else []) for text in documents), tokenizer, TextSource(**source), bos)
+
+
+def as_lists(result: Cut) -> list[tuple[int, list[int]]]:
+    return [(sequence.document, sequence.tokens.tolist()) for sequence in result.sequences]
+
+
+class TestSequences:
+    @given(
+        st.lists(st.text("ab \n$é", max_size=30), max_size=8),
+        st.booleans(),
+        st.integers(8, 20),
+        st.integers(1, 6),
+    )
+    def test_packed(self, documents: list[str], bos: bool, length: int, wanted: int) -> None:
+        """Against the whole stream, made at once."""
+        stream: list[int] = []
+        owners: list[int] = []
+        for number, text in enumerate(documents):
+            if text:
+                if stream:
+                    stream.append(EOS)
+                    owners.append(owners[-1])
+                stream += ids(text)
+                owners += [number] * len(ids(text))
+        if not stream:
+            with pytest.raises(BadInput, match="there is no text in it"):
+                cut_texts(documents, bos, length=length, sequences=wanted)
+            return
+        start = [BOS] * bos
+        room = length - bos
+        full = [(owners[at], start + stream[at : at + room]) for at in range(0, len(stream) - room + 1, room)]
+        expected = full[:wanted] or [(owners[0], start + stream)]
+        assert as_lists(cut_texts(documents, bos, length=length, sequences=wanted)) == expected
+
+    @given(st.lists(st.text("ab \n$é", max_size=30), min_size=1, max_size=8), st.booleans(), st.integers(8, 20))
+    def test_one_sequence_a_document(self, documents: list[str], bos: bool, length: int) -> None:
+        start = [BOS] * bos
+        expected = [(n, (start + ids(text))[:length]) for n, text in enumerate(documents) if text]
+        if not expected:
+            return
+        result = cut_texts(documents, bos, length=length, sequences=100, pack=False)
+        assert as_lists(result) == expected
+        assert (result.documents, result.empty) == (len(expected), len(documents) - len(expected))
+        assert result.longest == max(len(tokens) for _, tokens in expected)
+        assert result.tokens == sum(len(tokens) for _, tokens in expected)
+
+    def test_without_an_eos_token_documents_touch(self) -> None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.eos_token = None
+        result = cut_texts(["ab", "cd"], False, tokenizer, length=8)
+        assert as_lists(result) == [(0, ids("ab") + ids("cd"))]
+
+    @pytest.mark.parametrize("pack", [True, False])
+    def test_documents_and_pieces_beyond_the_last_token_are_not_asked_for(self, pack: bool) -> None:
+        asked: list[str] = []
+
+        def document(n: int) -> Iterator[str]:
+            for piece in range(100):
+                asked.append(f"{n}.{piece}")
+                yield "word " * 3
+
+        wanted = 1 if pack else 2
+        cut((document(n) for n in range(100)), TOKENIZER, TextSource(length=16, sequences=wanted, pack=pack), True)
+        assert 1 < len(asked) < 10
+
+    def test_warnings(self) -> None:
+        source = TextSource(length=8, sequences=3)
+        enough = cut_texts(["abcdefgh" * 20], length=8, sequences=3)
+        assert warnings(enough, source) == []
+        [fewer, empty] = warnings(cut_texts(["", "zq" * 7], length=8, sequences=3), source)
+        assert fewer.startswith("The text gives 2 sequences of 8 tokens, not the 3 asked for")
+        assert empty == "1 document without text skipped."
+        short = warnings(cut_texts(["ab"], length=8, sequences=1), source.model_copy(update={"sequences": 1}))
+        assert short == ["The text fills no sequence of 8 tokens: there is one of 3."]
+        documents = TextSource(pack=False, sequences=2)
+        assert warnings(Cut([Sequence(0, np.arange(3))]), documents) == [
+            "The text gives 1 sequence, not the 2 asked for: give more text, or ask for fewer sequences."
+        ]
+
+    def test_bos(self) -> None:
+        adds, adds_not = tiny_tokenizer(), tiny_tokenizer()
+        adds_not.backend_tokenizer.post_processor = None
+        assert [begins_with_bos(adds, bos) for bos in ("auto", "always", "never")] == [True, True, False]
+        assert [begins_with_bos(adds_not, bos) for bos in ("auto", "always", "never")] == [False, True, False]
+        adds_not.bos_token = None
+        assert not begins_with_bos(adds_not, "auto")
+        with pytest.raises(BadInput, match=r"text\.bos = 'always': the model's tokenizer has no BOS token"):
+            begins_with_bos(adds_not, "always")
