@@ -23,13 +23,14 @@ class Execution(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="`auto` takes the GPUs if this machine has any, else the CPU. Where `trials.engine` is `auto` too, "
-        "this decides the engine.",
+        description="`auto` takes the GPUs if this machine has any, else the CPU. In a patching study whose "
+        "`trials.engine` is `auto` too, this decides the engine.",
     )
     slots: int | None = Field(
         None,
         ge=1,
-        description="Shards at a time. Empty: one for each GPU, or one for every two cores.",
+        description="Places for shards: GPUs, of which a shard takes one or as many as its model asks for, or shares "
+        "of the CPU. Empty: every GPU, or one place for every two cores.",
     )
     threads: int | None = Field(
         None,

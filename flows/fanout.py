@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefect import Flow, get_run_logger
@@ -38,7 +38,14 @@ SHORT_HASH = 8
 
 
 class StageFailed(RuntimeError):
-    """A stage could not be finished; its finished shards and chunks are kept for the next run."""
+    """A stage could not be finished; its finished shards and chunks are kept for the next run.
+
+    ``field`` is the name of what the user gave, where a shard refused that.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class FanOut:
@@ -51,6 +58,7 @@ class FanOut:
         self._progress = watched.get() or RunProgress()
         self._progress.plan(stages)
         self._open = contextlib.AsyncExitStack()
+        self._running: list[Stage] = []
 
     async def __aenter__(self) -> FanOut:
         self._log = get_run_logger()
@@ -63,14 +71,16 @@ class FanOut:
     async def __aexit__(self, *error: Any) -> None:
         await self._open.__aexit__(*error)
 
-    async def run(self, stage: str, specs: Sequence[TaskSpec], *, gpu: bool = True) -> list[Manifest]:
-        """Finish every shard of ``specs`` and return their manifests, in order.
+    async def run(self, stage: str, specs: Sequence[TaskSpec], *, gpus: int = 1) -> list[Manifest]:
+        """Finish every shard of ``specs`` and return their manifests, in order. Stages may run side by side.
 
-        ``gpu=False`` keeps light work off the GPUs. A shard that fails for good stops the stage at once: the
-        others lose at most a chunk each. One whose retries are used up lets the others finish first.
+        ``gpus`` is how many GPUs each shard gets where there are any; 0 keeps light work off them. A shard that
+        fails for good stops the stage at once: the others lose at most a chunk each. One whose retries are used up
+        lets the others finish first.
 
         Raises:
             StageFailed: a shard could not be finished.
+            ValueError: there are GPUs, but fewer than a shard is to get.
         """
         wanted = {spec.hash: spec for spec in specs}
         reusable = [spec for spec in wanted.values() if not kind(spec.task).always_run]
@@ -80,20 +90,39 @@ class FanOut:
         progress = self._progress.begin(stage, shards=len(wanted), reused=len(done))
         try:
             if todo:
-                done |= await self._run(todo, self._stage(progress, gpu))
+                with self._begun(progress, gpus) as running:
+                    done |= await self._run(todo, running)
         except BaseException:
             progress.state = "failed"
             raise
         progress.state = "done"
         return [done[spec.hash] for spec in specs]
 
-    def _stage(self, progress: StageProgress, gpu: bool) -> Stage:
+    def stop(self, failed: str) -> None:
+        """What runs is about to be cancelled since ``failed`` failed: its shards end as cancelled, not as crashed."""
+        for stage in self._running:
+            stage.stopped_by = stage.stopped_by or failed
+
+    def skip(self, *stages: str) -> None:
+        """These stages will not come."""
+        self._progress.skip(stages)
+
+    @contextlib.contextmanager
+    def _begun(self, progress: StageProgress, gpus: int) -> Iterator[Stage]:
         slots = self._launcher.slots(
-            device=self._execution.device if gpu else "cpu",
+            device=self._execution.device if gpus else "cpu",
             count=self._execution.slots,
             threads=self._execution.threads,
         )
-        return Stage(progress, self._store, self._launcher, slots, self._execution.batch_size)
+        each = gpus if slots.device == "cuda" else 1
+        if each > len(slots):
+            raise ValueError(f"shards of {progress.name} are to get {each} GPUs, and there are {len(slots)}")
+        stage = Stage(progress, self._store, self._launcher, slots, each, self._execution.batch_size)
+        self._running.append(stage)
+        try:
+            yield stage
+        finally:
+            self._running.remove(stage)
 
     async def _run(self, todo: Sequence[TaskSpec], stage: Stage) -> dict[str, Manifest]:
         """Run ``todo`` and return the manifests by hash."""
@@ -125,7 +154,7 @@ class FanOut:
                     group.create_task(run_one(number, spec, turn))
         except ExceptionGroup as failed:
             first = failed.exceptions[0]
-            raise StageFailed(str(first)) if isinstance(first, ShardError) else first from None
+            raise StageFailed(str(first), first.field) if isinstance(first, ShardError) else first from None
         if lost:
             raise StageFailed(_summary(lost, len(todo)))
         return done

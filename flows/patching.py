@@ -13,6 +13,7 @@ from flows.engines import require, with_engine
 from flows.execution import Execution
 from flows.fanout import FanOut, sweep
 from flows.patching_outcome import publish
+from flows.planning import last_part
 from flows.reports import Outcome, slug
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
@@ -58,15 +59,11 @@ def _run_name() -> str:
 
 def study_name(model: ModelRef, scenario: ScenarioRef) -> str:
     """ "smollm2-135m-instruct-slot-machine" """
-    return slug(f"{_last_part(model.source)} {_stem(scenario.source)}")
-
-
-def _last_part(source: str) -> str:
-    return source.rstrip("/").replace("embedded:", "").rpartition("/")[2]
+    return slug(f"{last_part(model.source)} {_stem(scenario.source)}")
 
 
 def _stem(source: str) -> str:
-    return re.sub(r"\.ya?ml$", "", _last_part(source))
+    return re.sub(r"\.ya?ml$", "", last_part(source))
 
 
 @flow(name="patching", flow_run_name=_run_name, on_cancellation=[sweep], on_crashed=[sweep])
@@ -125,7 +122,7 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
     scenario = load_scenario(settings.scenario.source)
     require(settings.trials.engine, execution)
     async with FanOut(store, execution, STAGES) as fan:
-        [prepared] = await fan.run("prepare", [plan.prepare(settings, scenario)], gpu=False)
+        [prepared] = await fan.run("prepare", [plan.prepare(settings, scenario)], gpus=0)
         found = Shard(store, prepared.spec.path).json("study")
         settings = with_engine(settings, ModelInfo.model_validate(found["model_info"]), execution)
         study = plan.Plan(settings, scenario, found)
@@ -142,12 +139,12 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
                 "raise max_q or max_p, lower min_abs_d, or take more prompts_per_group",
             )
         screen = await fan.run("screen", study.screen(contrast, saes))
-        [survivors] = await fan.run("survivors", [study.survivors(contrast, screen)], gpu=False)
+        [survivors] = await fan.run("survivors", [study.survivors(contrast, screen)], gpus=0)
         trials = await fan.run("trials", study.discovery(contrast, survivors, saes))
-        [verdict] = await fan.run("verdict", [study.verdict(trials, [])], gpu=False)
+        [verdict] = await fan.run("verdict", [study.verdict(trials, [])], gpus=0)
         confirmation = await fan.run("confirmation", study.confirmation(contrast, verdict, saes))
-        [verdict] = await fan.run("final verdict", [study.verdict(trials, confirmation)], gpu=False)
-        [words] = await fan.run("words", [study.words(trials)], gpu=False)
+        [verdict] = await fan.run("final verdict", [study.verdict(trials, confirmation)], gpus=0)
+        [words] = await fan.run("words", [study.words(trials)], gpus=0)
 
         one = {"study": prepared, "contrast": contrast, "survivors": survivors, "verdict": verdict, "words": words}
         several = {"activations": activations, "screen": screen, "trials": trials, "confirmation": confirmation}
@@ -155,7 +152,7 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
         inputs |= {name: [part.ref for part in parts] for name, parts in several.items() if parts}
         if saes:
             inputs["saes"] = saes.ref
-        [report] = await fan.run("report", [study.report(inputs)], gpu=False)
+        [report] = await fan.run("report", [study.report(inputs)], gpus=0)
     return Shard(store, report.spec.path)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from prefect.artifacts import acreate_link_artifact, acreate_markdown_artifact, acreate_table_artifact
 
-from flows.reports import Outcome, link_to, published
+from flows.reports import Outcome, browsable
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.report import numbers as fmt
@@ -27,7 +26,7 @@ async def publish(page: Shard, store: Store, study: str) -> Outcome:
         findings=_strongest(data),
         report=store.url_of(path),
     )
-    link = _link(outcome.report)
+    link = browsable(outcome.report)
     await acreate_table_artifact(_table(data.findings), key="patching-findings", description=data.headline)
     await acreate_markdown_artifact(_markdown(data, outcome, link), key="patching-summary", description="In words")
     if link:
@@ -39,11 +38,6 @@ def _strongest(data: ReportData) -> list[str]:
     """The strongest findings, filled up with the strongest tests that are none."""
     others = [f"Not a discovery: {label}." for label in data.nearest]
     return [*(finding.sentence for finding in data.strongest), *others][:FINDINGS_SHOWN]
-
-
-def _link(report: str) -> str | None:
-    """An address that a browser opens; None for a report in an object store."""
-    return None if "://" in report else link_to(Path(report), published())
 
 
 def _table(findings: list[Finding]) -> list[dict[str, str]]:

@@ -5,12 +5,12 @@ Cuts depend on the study alone, never on the machine, so that any machine finds 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flows.planning import cut, flat, refs
 from tasks.artifacts.manifest import Manifest
 from tasks.patching import spec as kinds
 from tasks.patching.group_prompts import contrast_prompts
@@ -44,13 +44,6 @@ class Block:
     stop: int
     trial_start: int
     trial_stop: int
-
-
-def cut(total: int, pieces: int) -> list[tuple[int, int]]:
-    """Half-open ranges that cover ``total`` items in ``pieces`` pieces as equal as can be; no empty ones."""
-    pieces = min(pieces, total)
-    edges = [total * i // pieces for i in range(pieces + 1)] if pieces else [0]
-    return list(itertools.pairwise(edges))
 
 
 def trial_shards(trials: int) -> int:
@@ -120,7 +113,7 @@ class Plan:
             **self._groups(),
             settings=self.settings.contrast,
         )
-        return kinds.CONTRAST.spec(params, _trained(saes) | {"activations": _refs(activations)}, self.settings.seed)
+        return kinds.CONTRAST.spec(params, _trained(saes) | {"activations": refs(activations)}, self.settings.seed)
 
     def screen(self, contrast: Manifest, saes: Manifest | None) -> list[TaskSpec]:
         candidates = contrast.counts["candidates"]
@@ -139,7 +132,7 @@ class Plan:
         params = kinds.SurvivorsParams(
             prompts=self._prompt_names(), choices=self._choice_names(), settings=self.settings.selection
         )
-        inputs: Inputs = {"contrast": contrast.ref, "screen": _refs(screen)}
+        inputs: Inputs = {"contrast": contrast.ref, "screen": refs(screen)}
         return kinds.SURVIVORS.spec(params, inputs, self.settings.seed)
 
     def discovery(self, contrast: Manifest, survivors: Manifest, saes: Manifest | None) -> list[TaskSpec]:
@@ -172,9 +165,9 @@ class Plan:
             max_confirmed_features=self.settings.confirm.max_features,
             settings=self.settings.verdict,
         )
-        inputs: Inputs = {"trials": _refs(trials)}
+        inputs: Inputs = {"trials": refs(trials)}
         if confirmation:
-            inputs["confirmation"] = _refs(confirmation)
+            inputs["confirmation"] = refs(confirmation)
         return kinds.VERDICT.spec(params, inputs, self.settings.seed)
 
     def words(self, trials: Sequence[Manifest]) -> TaskSpec:
@@ -184,7 +177,7 @@ class Plan:
             restart=self.scenario.parser.restart,
             settings=self.settings.words,
         )
-        return kinds.WORDS.spec(params, {"trials": _refs(trials)}, self.settings.seed)
+        return kinds.WORDS.spec(params, {"trials": refs(trials)}, self.settings.seed)
 
     def report(self, inputs: Inputs) -> TaskSpec:
         s = self.settings
@@ -198,7 +191,7 @@ class Plan:
             **self._groups(),
             alpha=s.verdict.alpha,
             words_alpha=s.words.alpha,
-            settings=_flat(s.model_dump(mode="json")),
+            settings=flat(s.model_dump(mode="json")),
         )
         return report.PATCHING.spec(params, inputs, s.seed)
 
@@ -263,10 +256,6 @@ def prepare(settings: StudySettings, scenario: Scenario) -> TaskSpec:
     return kinds.PREPARE.spec(params, seed=settings.seed)
 
 
-def _refs(manifests: Sequence[Manifest]) -> list[InputRef]:
-    return [manifest.ref for manifest in manifests]
-
-
 def _trained(saes: Manifest | None) -> Inputs:
     return {"saes": saes.ref} if saes else {}
 
@@ -276,14 +265,3 @@ def _in_words(source: sae.SaeSource) -> str:
         return f"trained in this study (BatchTopK, k = {source.train.k})"
     places = [source.location] if source.location else sorted(source.layer_locations.values())
     return f"{source.kind}: {', '.join(places)}"
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names; what is empty is left out."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        elif value not in (None, {}, []):
-            flat[prefix + name] = value
-    return flat

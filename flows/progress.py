@@ -46,20 +46,20 @@ class StageProgress:
     shards: int = 0
     reused: int = 0
     finished: int = 0
-    state: str = "waiting"  # waiting, running, done, failed
+    state: str = "waiting"  # waiting, running, done, failed, skipped
     running: dict[str, ShardProgress] = field(default_factory=dict)
 
     @property
     def fraction(self) -> float:
-        if self.state == "done":
+        if self.state in ("done", "skipped"):
             return 1.0
         parts = self.reused + self.finished + sum(shard.fraction for shard in self.running.values())
         return parts / self.shards if self.shards else 0.0
 
     def describe(self) -> str:
         """One line: "12 of 40 shards, 8 of them reused; 3 running: 120 of 900 trials"."""
-        if self.state == "waiting":
-            return "waiting"
+        if self.state in ("waiting", "skipped"):
+            return self.state
         if not self.shards:
             return "nothing to do"
         shards = f"{self.shards} shard{'s' if self.shards != 1 else ''}"
@@ -98,6 +98,10 @@ class RunProgress:
     def begin(self, name: str, shards: int, reused: int) -> StageProgress:
         self.stages[name] = StageProgress(name, shards, reused, state="running")
         return self.stages[name]
+
+    def skip(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.stages[name] = StageProgress(name, state="skipped")
 
     @property
     def fraction(self) -> float:

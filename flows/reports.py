@@ -18,10 +18,11 @@ FOLDER = "TOMOGRAPH_REPORTS_FOLDER"
 
 
 class Outcome(BaseModel):
-    """The result of a flow: what was found, strongest first, and the path or URL of the report."""
+    """The result of a flow: what was found, strongest first, what failed, and the path or URL of the report."""
 
     headline: str
     findings: list[str]
+    failures: list[str] = []
     report: str
 
     def print(self, console: Console) -> None:
@@ -29,6 +30,8 @@ class Outcome(BaseModel):
         console.print(Text(self.headline, "bold"))
         for number, sentence in enumerate(self.findings, start=1):
             console.print(Text(f"{number}. {sentence}"))
+        for failure in self.failures:
+            console.print(Text(f"failed: {failure}", "yellow"))
         console.print()
         console.print(Text("report: ").append(self.report, "cyan"), soft_wrap=True)
 
@@ -54,6 +57,11 @@ def published(environ: Mapping[str, str] = os.environ) -> Published | None:
     if environ.get(URL) and environ.get(FOLDER):
         return Published(environ[URL], Path(environ[FOLDER]))
     return None
+
+
+def browsable(report: str) -> str | None:
+    """The address by which a browser opens a report; None for one in an object store."""
+    return None if "://" in report else link_to(Path(report), published())
 
 
 def link_to(report: Path, server: Published | None) -> str:

@@ -16,7 +16,7 @@ from prefect.states import Cancelled
 
 from flows.launchers.base import Exit, Labels, Launcher, ShardLost, ShardRun, holder
 from flows.progress import ShardProgress, StageProgress
-from flows.slots import Lease, Slot, SlotPool
+from flows.slots import Lease, SlotPool
 from tasks import registry
 from tasks.artifacts.catalog import store_spec
 from tasks.artifacts.manifest import Manifest, read_manifest
@@ -35,14 +35,15 @@ class Stage:
     store: Store
     launcher: Launcher[Any]
     slots: SlotPool
+    slots_per_shard: int
     batch_size: int | None
     turns: asyncio.Semaphore = field(init=False)
-    """As many as slots: a shard becomes a task run when its turn comes, not before."""
+    """As many as fit the slots: a shard becomes a task run when its turn comes, not before."""
     stopped_by: str | None = None
     """The shard whose failure ends the stage."""
 
     def __post_init__(self) -> None:
-        self.turns = asyncio.Semaphore(len(self.slots))
+        self.turns = asyncio.Semaphore(len(self.slots) // self.slots_per_shard)
 
 
 class Turn:
@@ -76,7 +77,7 @@ class Shard:
         self._turn = turn
 
     async def attempt(self) -> Manifest:
-        """Run the shard in a slot and return its manifest.
+        """Run the shard in its slots and return its manifest.
 
         Raises:
             ShardError: it did not finish.
@@ -85,11 +86,11 @@ class Shard:
         store, log = self.stage.store, get_run_logger()
         async with self._turn:
             spec_url = await asyncio.to_thread(store_spec, store, self._spec)
-            with await self.stage.slots.lease() as lease:
-                log.info("%s runs in slot %s", self._spec.path, lease.slot.name)
+            with await self.stage.slots.lease(self.stage.slots_per_shard) as lease:
+                log.info("%s runs in %s", self._spec.path, lease.name)
                 end = await self._run(spec_url, lease, log)
         if error := end.error():
-            raise type(error)(f"{self._name} {error}")
+            raise type(error)(f"{self._name} {error}", error.field)
         try:
             manifest = await asyncio.to_thread(read_manifest, store, self._spec.path)
         except FileNotFoundError:
@@ -99,7 +100,7 @@ class Shard:
 
     async def _run(self, spec_url: str, lease: Lease, log: LoggingAdapter) -> Exit:
         launcher, running = self.stage.launcher, self.stage.progress.running
-        handle = await launcher.start(self._shard_run(spec_url, lease.slot), lease)
+        handle = await launcher.start(self._shard_run(spec_url, lease), lease)
         running[self._spec.hash] = ShardProgress()
         try:
             async for event in launcher.follow(handle):
@@ -112,7 +113,7 @@ class Shard:
             del running[self._spec.hash]
             await launcher.stop(handle)
 
-    def _shard_run(self, spec_url: str, slot: Slot) -> ShardRun:
+    def _shard_run(self, spec_url: str, lease: Lease) -> ShardRun:
         return ShardRun(
             spec_url=spec_url,
             labels=Labels(
@@ -122,8 +123,8 @@ class Shard:
                 shard=self._spec.path,
                 holder=holder(),
             ),
-            device=slot.device,
-            threads=slot.threads,
+            device=lease.device,
+            threads=lease.threads,
             batch_size=self.stage.batch_size,
             environment=registry.environment(self._spec),
         )

@@ -2,7 +2,7 @@
 
 A slot is a file in the runtime folder and a lease of it is a kernel lock (``flock``) on that file. The child
 that runs in the slot inherits the locked descriptor, so the slot is free exactly when the flow has let go of
-it *and* the child is gone, whatever killed either of them.
+it *and* the child is gone, whatever killed either of them. A shard that wants several GPUs leases several slots.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import os
 import random
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,27 +39,45 @@ class Slot:
 
     @property
     def device(self) -> str:
-        """As a shard's ``--device``: the one GPU that it sees, or the CPU."""
+        """As a shard's ``--device``: the GPUs that it sees, or the CPU."""
         return "cpu" if self.gpu is None else "cuda"
 
 
 class Lease:
-    """A slot held by this process, and by each child that inherits ``fileno()``."""
+    """Slots held by this process, and by each child that inherits ``filenos()``."""
 
-    def __init__(self, slot: Slot, descriptor: int) -> None:
-        self.slot = slot
-        self._descriptor: int | None = descriptor
+    def __init__(self, slots: Sequence[Slot], descriptors: Sequence[int]) -> None:
+        self.slots = tuple(slots)
+        self._descriptors = tuple(descriptors)
+        self._held = True
 
-    def fileno(self) -> int:
-        if self._descriptor is None:
-            raise ValueError(f"the lease of slot {self.slot.name} was released")
-        return self._descriptor
+    @property
+    def name(self) -> str:
+        return " and ".join(slot.name for slot in self.slots)
+
+    @property
+    def device(self) -> str:
+        return self.slots[0].device
+
+    @property
+    def gpus(self) -> str:
+        """``CUDA_VISIBLE_DEVICES`` for what runs here; empty on the CPU."""
+        return ",".join(slot.gpu for slot in self.slots if slot.gpu is not None)
+
+    @property
+    def threads(self) -> int:
+        return sum(slot.threads for slot in self.slots)
+
+    def filenos(self) -> tuple[int, ...]:
+        if not self._held:
+            raise ValueError(f"the lease of {self.name} was released")
+        return self._descriptors
 
     def release(self) -> None:
-        """Let go. Closes and does not unlock: an unlock would also take the slot from a living child."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Let go. Closes and does not unlock: an unlock would also take the slots from a living child."""
+        if self._held:
+            _close(self._descriptors)
+            self._held = False
 
     def __enter__(self) -> Lease:
         return self
@@ -70,32 +89,50 @@ class Lease:
 class SlotPool:
     """The slots that a flow may use.
 
-    A flow that waits for a slot stands in a queue of one (the turnstile), and a flow that has just freed a
-    slot goes to the end of it, so flows that share a machine take turns.
+    Who waits for slots stands at the head of a queue at each slot of the pool (its turnstile) until all that are
+    wanted are free at once. Nobody takes a slot past a turnstile, so whoever wants several is not overtaken for ever
+    by those who want one; who has just freed a slot goes to the end, so flows that share a machine take turns; and
+    flows with different slots don't wait for each other. Turnstiles are entered in one order everywhere, and nobody
+    in front of one holds what others want, so no two flows wait for each other for good.
     """
 
     def __init__(self, slots: Sequence[Slot], folder: Path | None = None) -> None:
         self.slots = tuple(slots)
         self._folder = folder or runtime_folder()
-        self._turnstile = self._folder / f"{self.slots[0].name.partition('-')[0]}.turnstile"
 
     def __len__(self) -> int:
         return len(self.slots)
 
-    async def lease(self) -> Lease:
-        """Wait for a free slot."""
-        turn = await _poll(lambda: _lock(self._turnstile))
-        try:
-            return await _poll(self.try_lease)
-        finally:
-            os.close(turn)
+    @property
+    def device(self) -> str:
+        return self.slots[0].device
 
-    def try_lease(self) -> Lease | None:
-        """Lease a slot that is free now, or None."""
+    async def lease(self, count: int = 1) -> Lease:
+        """Wait until ``count`` slots are free at once, and take them.
+
+        Raises:
+            ValueError: the pool has fewer.
+        """
+        if count > len(self.slots):
+            raise ValueError(f"{count} of {len(self.slots)} slots were asked for")
+        turns: list[int] = []
+        try:
+            for name in sorted(slot.name for slot in self.slots):
+                turns.append(await _poll(partial(_lock, self._folder / f"{name}.turnstile")))
+            return await _poll(partial(self.try_lease, count))
+        finally:
+            _close(turns)
+
+    def try_lease(self, count: int = 1) -> Lease | None:
+        """Lease ``count`` slots that are free now, or none of them."""
+        taken: list[tuple[Slot, int]] = []
         for slot in self.slots:
             descriptor = _lock(self._folder / f"{slot.name}.lock")
             if descriptor is not None:
-                return Lease(slot, descriptor)
+                taken.append((slot, descriptor))
+                if len(taken) == count:
+                    return Lease(*zip(*taken, strict=True))
+        _close(descriptor for _, descriptor in taken)
         return None
 
 
@@ -171,6 +208,11 @@ def _lock(path: Path) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 async def _poll(attempt: Callable[[], T | None]) -> T:

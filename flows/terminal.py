@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -15,7 +15,9 @@ from rich.text import Text
 from flows.progress import RunProgress, StageProgress, watched
 
 REFRESH_PER_SECOND = 4
-MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "failed": ("✗", "red")}
+MARKS = {"waiting": ("·", "dim"), "done": ("✓", "green"), "failed": ("✗", "red"), "skipped": ("–", "dim")}
+
+INTEREST = ("running", "failed", "waiting", "done", "skipped")
 
 
 @contextlib.contextmanager
@@ -32,6 +34,18 @@ def shown(console: Console) -> Iterator[None]:
         watched.reset(token)
 
 
+def most_telling(stages: Sequence[StageProgress], room: int) -> list[StageProgress]:
+    """As many of ``stages`` as there is room for, in order: first what happens now, then what failed, then
+    what comes next.
+
+    All of them once nothing happens any more: what is left standing may scroll.
+    """
+    if len(stages) <= room or not any(stage.state == "running" for stage in stages):
+        return list(stages)
+    by_interest = sorted(range(len(stages)), key=lambda i: (INTEREST.index(stages[i].state), i))
+    return [stages[i] for i in sorted(by_interest[: max(1, room)])]
+
+
 class _View:
     def __init__(self, run: RunProgress) -> None:
         self._run = run
@@ -43,15 +57,21 @@ class _View:
         table.add_column(no_wrap=True)
         table.add_column(width=24)
         table.add_column(overflow="ellipsis", no_wrap=True)
-        for stage in self._run.stages.values():
+        stages = list(self._run.stages.values())
+        shown = most_telling(stages, console.size.height - 2) if console.is_terminal else stages
+        for stage in shown:
             table.add_row(*self._row(stage))
         yield table
+        if len(shown) < len(stages):
+            yield Text(f"  and {len(stages) - len(shown)} more; {self._run.describe().partition(';')[0]}", "dim")
 
     def _row(self, stage: StageProgress) -> tuple[Text | Spinner, Text, ProgressBar, Text]:
         mark, style = MARKS.get(stage.state, ("", ""))
+        to_come = stage.state in ("waiting", "skipped")
+        text = "" if stage.state == "waiting" else stage.describe()
         return (
             Text(mark, style) if mark else self._spinner,
-            Text(stage.name, "dim" if stage.state == "waiting" else "bold"),
+            Text(stage.name, "dim" if to_come else "bold"),
             ProgressBar(total=1.0, completed=stage.fraction, width=24),
-            Text("" if stage.state == "waiting" else stage.describe(), "dim" if stage.state == "done" else ""),
+            Text(text, "dim" if to_come or stage.state == "done" else ""),
         )

@@ -76,7 +76,8 @@ def _fail(error: BaseException, report: Report) -> int:
         kind, code = "bug", EXIT_BUG
     message = str(error) or type(error).__name__
     trace = "".join(traceback.format_exception(error))
-    report({"event": "failed", "kind": kind, "message": message, "traceback": trace})
+    field = error.field if isinstance(error, BadInput) else None
+    report({"event": "failed", "kind": kind, "field": field, "message": message, "traceback": trace})
     return code
 
 

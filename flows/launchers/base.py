@@ -1,6 +1,6 @@
 """The interface between a flow and the machine that runs its shards.
 
-A launcher starts one shard in one slot, follows its output, stops it, and sweeps up what a dead flow left
+A launcher starts one shard in its slots, follows its output, stops it, and sweeps up what a dead flow left
 behind. Everything it runs carries labels, so that another process can find it.
 """
 
@@ -24,9 +24,16 @@ STDERR_LINES_SHOWN = 20
 
 
 class ShardError(RuntimeError):
-    """A shard did not finish. ``transient`` says whether another attempt can cure it."""
+    """A shard did not finish. ``transient`` says whether another attempt can cure it.
+
+    ``field`` is the name of what the user gave, where that was refused.
+    """
 
     transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ShardRejected(ShardError):
@@ -101,7 +108,7 @@ class Exit:
         message = str(self.failure.get("message") or "").strip()
         reason = f": {message}" if message else self._last_words()
         if self.code == EXIT_BAD_INPUT:
-            return ShardRejected(f"refused its input{reason}")
+            return ShardRejected(f"refused its input{reason}", self.failure.get("field"))
         if self.code == EXIT_TRANSIENT:
             return ShardLost(f"met a passing fault{reason}")
         if self.out_of_memory:
@@ -144,7 +151,7 @@ class Launcher(abc.ABC, Generic[HandleT]):
 
     @abc.abstractmethod
     async def start(self, run: ShardRun, lease: Lease) -> HandleT:
-        """Start a shard in a leased slot, which stays taken for as long as the shard lives."""
+        """Start a shard in its leased slots, which stay taken for as long as it lives."""
 
     @abc.abstractmethod
     def follow(self, handle: HandleT) -> AsyncIterator[dict[str, Any]]:

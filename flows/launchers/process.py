@@ -64,7 +64,7 @@ class ProcessLauncher(Launcher[ShardProcess]):
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=_environment(run, lease),
-            pass_fds=(lease.fileno(),),
+            pass_fds=lease.filenos(),
             start_new_session=True,
             limit=LINE_LIMIT,
         )
@@ -133,7 +133,7 @@ def _environment(run: ShardRun, lease: Lease) -> dict[str, str]:
         **inherited,
         **run.labels.as_environment(),
         "PYTHONPATH": path,
-        "CUDA_VISIBLE_DEVICES": lease.slot.gpu or "",
+        "CUDA_VISIBLE_DEVICES": lease.gpus,
         "OMP_NUM_THREADS": str(run.threads),
     }
 

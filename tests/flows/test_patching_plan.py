@@ -10,10 +10,10 @@ from flows.patching_plan import (
     MOST_TRIALS_PER_SHARD,
     SHARDS_WANTED,
     Block,
-    cut,
     trial_blocks,
     trial_shards,
 )
+from flows.planning import cut
 from tasks.models.spec import ModelRef
 from tasks.patching.spec import ScenarioRef
 

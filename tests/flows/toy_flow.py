@@ -28,7 +28,7 @@ async def toy(
     target = Store(store)
     async with FanOut(target, execution, stages=("check", "squares", "sum")) as fan:
         if check:
-            await fan.run("check", [CHECK.spec(CheckParams(path=check))], gpu=False)
+            await fan.run("check", [CHECK.spec(CheckParams(path=check))], gpus=0)
         parts = await fan.run("squares", [SQUARES.spec(params, seed=i) for i, params in enumerate(squares)])
         [total] = await fan.run("sum", [SUM.spec(SumParams(), {"squares": [part.ref for part in parts]})])
     return total.counts

@@ -1,0 +1,37 @@
+"""What the plans of all flows are made with. Pure functions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tasks.artifacts.manifest import Manifest
+from tasks.spec import InputRef
+
+
+def cut(total: int, pieces: int) -> list[tuple[int, int]]:
+    """Half-open ranges that cover ``total`` items in ``pieces`` pieces as equal as can be; no empty ones."""
+    pieces = min(pieces, total)
+    edges = [total * i // pieces for i in range(pieces + 1)] if pieces else [0]
+    return list(itertools.pairwise(edges))
+
+
+def refs(manifests: Iterable[Manifest]) -> list[InputRef]:
+    return [manifest.ref for manifest in manifests]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names; what is empty is left out."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        elif value not in (None, {}, []):
+            found[prefix + name] = value
+    return found
+
+
+def last_part(source: str) -> str:
+    """What a model or a file is called: the end of its id, path or URL."""
+    return source.rstrip("/").replace("embedded:", "").rpartition("/")[2]
