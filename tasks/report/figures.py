@@ -20,7 +20,10 @@ SYMBOLS = ("circle", "diamond", "triangle-up", "square", "cross")
 
 
 class Figure(BaseModel):
-    """A figure of the page: plotly `data` and `layout`; `alt` says what it shows to a screen reader."""
+    """A figure of the page: plotly `data` and `layout`; `alt` says what it shows to a screen reader.
+
+    `width`: it becomes no wider than so many pixels, however wide the page is.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,6 +32,7 @@ class Figure(BaseModel):
     alt: str
     data: list[Spec]
     layout: Spec
+    width: int | None = None
 
 
 def series(index: int) -> str:
@@ -46,13 +50,9 @@ def hover(*lines: str) -> str:
     return "<br>".join(escape(line) for line in lines)
 
 
-def selected(key: str, option: str, default: str) -> Spec:
+def selected(key: str, option: str, default: str, hovertemplate: str = "%{text}<extra></extra>") -> Spec:
     """Properties of a trace that is shown while `option` is selected among the page's choices of the name `key`."""
-    return {
-        "meta": {key: option},
-        "visible": option == default,
-        "hovertemplate": "%{text}<extra></extra>",
-    }
+    return {"meta": {key: option}, "visible": option == default, "hovertemplate": hovertemplate}
 
 
 def axis(title: str, **more: Any) -> Spec:

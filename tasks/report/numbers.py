@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MISSING = "–"
 NBSP = "\u00a0"
@@ -70,3 +71,47 @@ def equals(symbol: str, p: float | None) -> str:
 def of(k: int, n: int) -> str:
     """'26 of 30'."""
     return f"{count(k)} of {count(n)}"
+
+
+def magnitude(x: float | None) -> str:
+    """A size that may be anything from 0.01 to a million, with three figures: '6.25', '41.3', '2,550', '1.5 × 10⁷'."""
+    if _missing(x):
+        return MISSING
+    if x == 0:
+        return "0"
+    rounded = float(f"{x:.3g}")
+    size = abs(rounded)
+    if size >= 1e6 or size < 1e-3:
+        mantissa, exponent = f"{x:.1e}".split("e")
+        text = f"{mantissa}{NBSP}×{NBSP}10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    elif size >= 100:
+        text = f"{rounded:,.0f}"
+    else:
+        text = f"{rounded:.{2 if size < 10 else 1}f}" if size >= 0.01 else f"{rounded:g}"
+    return text.replace("-", "−")
+
+
+def between(low: float | None, high: float | None) -> str:
+    """(29.6, 55) -> '29.6 to 55.0'."""
+    return MISSING if _missing(low) or _missing(high) else f"{magnitude(low)}{NBSP}to{NBSP}{magnitude(high)}"
+
+
+def scaled(n: float | None) -> str:
+    """A large number in the words of the field: 134515008 -> '135 M', 6.7e9 -> '6.7 B'."""
+    if _missing(n):
+        return MISSING
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if float(f"{n:.3g}") >= size:
+            return f"{n / size:.3g}{NBSP}{unit}"
+    return f"{n:.3g}"
+
+
+def listed(names: Sequence[str], at_most: int = 6) -> str:
+    """'a, b, c and 4 more'."""
+    rest = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def some(n: int, one: str, many: str) -> str:
+    """'no dimensions', '1 dimension', '1,200 dimensions'."""
+    return f"{count(n) if n else 'no'} {one if n == 1 else many}"

@@ -254,23 +254,24 @@ class ModelFacts(Record):
     experts: str | None
 
 
-class ModelReport(Record):
-    """One model. `sites` come with the headline site first; `variant` is the one that is called systematic."""
+class Found(Record):
+    """What the tables say of one model. `sites` come with the headline site first.
+
+    `variant` is the one that is called systematic; `massive_dims` counts the dimensions with massive activations at
+    any site, and `massive` holds the largest of the `massive_rows` (point, dimension) pairs.
+    """
 
     name: str
     source: str
-    headline: str
-    detail: str
-    cautions: list[Caution]
     facts: ModelFacts
     criteria: Criteria
     variant: Variant
     sites: list[Site]
     massive: list[Massive]
-    massive_left_out: int
+    massive_rows: int
+    massive_dims: int
     experts: list[Expert]
     ablation: Ablation | None
-    row: SummaryRow
 
     @property
     def site(self) -> Site:
@@ -282,14 +283,28 @@ class ModelReport(Record):
 
     @property
     def is_moe(self) -> bool:
-        return bool(self.experts)
+        return self.facts.experts is not None
+
+
+class ModelReport(Found):
+    """One model, with what its tables mean in words and in one row of numbers."""
+
+    headline: str
+    detail: str
+    cautions: list[Caution]
+    row: SummaryRow
 
 
 class OutliersData(Record):
-    """A report, ready to be shown. `cautions` concern the sweep as a whole, each model has its own."""
+    """A report, ready to be shown.
+
+    `headline` and `lead` are the answer; `findings` say more, model by model. `cautions` concern the sweep as a whole,
+    each model has its own.
+    """
 
     title: str
     headline: str
+    lead: str
     findings: list[str]
     cautions: list[Caution]
     models: list[ModelReport]
@@ -298,6 +313,7 @@ class OutliersData(Record):
     sources: list[Source]
 
     def summary(self) -> Summary:
+        """The report in short; cautions of a sweep's models begin with the model's name."""
         every = [*self.cautions]
         for model in self.models:
             named = f"{model.name}: " if len(self.models) > 1 else ""

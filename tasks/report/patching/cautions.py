@@ -57,7 +57,7 @@ def _invalid(
     if high:
         yield warning(
             "invalid-share",
-            f"More than {fmt.percent(MAX_INVALID)} of the answers are invalid here: {_listed(high)}."
+            f"More than {fmt.percent(MAX_INVALID)} of the answers are invalid here: {fmt.listed(high)}."
             " The choices that are counted may be a special part of what the model would do.",
         )
     found = {(f.id, f.prompt) for f in findings}
@@ -73,7 +73,7 @@ def _invalid(
     if shifted:
         yield warning(
             "invalid-shift",
-            f"A discovered feature also changes how many answers are invalid: {_listed(shifted)}. Part of its effect"
+            f"A discovered feature also changes how many answers are invalid: {fmt.listed(shifted)}. Part of its effect"
             " may be that the model stops answering.",
         )
 
@@ -84,7 +84,7 @@ def _control(findings: Sequence[Finding]) -> Iterable[Caution]:
     if unspecific:
         yield warning(
             "not-specific",
-            f"Not shown to differ from the same step in a random direction: {_listed(unspecific)}. The choice may"
+            f"Not shown to differ from the same step in a random direction: {fmt.listed(unspecific)}. The choice may"
             " move because the model is disturbed, not because of what the feature stands for.",
         )
 
@@ -102,7 +102,7 @@ def _saes(layers: Sequence[LayerRow]) -> Iterable[Caution]:
     if weak:
         yield warning(
             "variance-explained",
-            f"The SAE explains less than {fmt.percent(MIN_VARIANCE_EXPLAINED)} of the variance in {_listed(weak)}:"
+            f"The SAE explains less than {fmt.percent(MIN_VARIANCE_EXPLAINED)} of the variance in {fmt.listed(weak)}:"
             " features there may miss what matters.",
         )
     dead = [
@@ -111,7 +111,7 @@ def _saes(layers: Sequence[LayerRow]) -> Iterable[Caution]:
         if r.dead_share is not None and r.dead_share > MAX_DEAD_SHARE
     ]
     if dead:
-        yield note("dead-features", f"Most features of the SAE never fire in {_listed(dead)}.")
+        yield note("dead-features", f"Most features of the SAE never fire in {fmt.listed(dead)}.")
 
 
 def _size_of_edit(relative_delta: Mapping[int, float], findings: Sequence[Finding]) -> Iterable[Caution]:
@@ -124,7 +124,7 @@ def _size_of_edit(relative_delta: Mapping[int, float], findings: Sequence[Findin
     if far:
         yield warning(
             "large-edits",
-            f"The edit's step is long against the residual vector for {_listed(far)}: the model may be far from any"
+            f"The edit's step is long against the residual vector for {fmt.listed(far)}: the model may be far from any"
             " state it knows.",
         )
 
@@ -155,13 +155,9 @@ def _sampling(
     )
     if extreme:
         yield note(
-            "ceiling", f"Without an edit the choice is all but fixed, so it can move one way only: {_listed(extreme)}."
+            "ceiling",
+            f"Without an edit the choice is all but fixed, so it can move one way only: {fmt.listed(extreme)}.",
         )
-
-
-def _listed(names: Sequence[str], at_most: int = 6) -> str:
-    rest = len(names) - at_most
-    return ", ".join(names[:at_most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def relative_deltas(trials: Iterable[Shard]) -> dict[int, float]:

@@ -112,20 +112,16 @@ def tiles(data: ReportData) -> list[tuple[str, str]]:
     """The key numbers: (value, what it counts)."""
     n = data.numbers
     held_out = f", {fmt.count(n.trials_confirmation)} more on held-out seeds" if n.trials_confirmation else ""
-    found = f"{_plural(n.discoveries, 'discovery', 'discoveries')}"
+    found = f"{fmt.some(n.discoveries, 'discovery', 'discoveries')}"
     confirmed = f", {fmt.count(n.confirmed)} confirmed" if n.discoveries and n.confirmation_ran else ""
     return [
-        (fmt.count(n.features_searched), f"SAE features searched in {_plural(n.layers, 'layer', 'layers')}"),
+        (fmt.count(n.features_searched), f"SAE features searched in {fmt.some(n.layers, 'layer', 'layers')}"),
         (fmt.count(n.candidates), f"candidates screened exactly in {fmt.count(n.screen_cells)} cells"),
         (fmt.count(n.survivors), "features kept and sampled"),
         (fmt.count(n.trials_discovery), f"sampled answers{held_out}"),
         (fmt.count(n.tests), f"tests in the family: {found}{confirmed}"),
         (fmt.percent(n.invalid_share, 1), "of answers invalid"),
     ]
-
-
-def _plural(n: int, one: str, many: str) -> str:
-    return f"{fmt.count(n) if n else 'no'} {one if n == 1 else many}"
 
 
 def strip_rows(finding: Finding) -> list[dict[str, Any]]:

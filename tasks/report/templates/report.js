@@ -26,15 +26,22 @@
     return walk(value);
   };
 
-  const draw = () => {
-    for (const node of document.querySelectorAll(".plot")) {
+  // A figure in a closed block has no width: it is drawn when the block opens, and then kept up to date.
+  const plots = [...document.querySelectorAll(".plot")];
+  const stale = new Set(plots);
+  const isHidden = (node) => node.closest("details:not([open])") !== null;
+  const draw = (nodes = plots) => {
+    for (const node of nodes) {
+      stale.add(node);
+      if (isHidden(node)) continue;
+      stale.delete(node);
       const { data, layout } = painted(figures[node.id]);
       for (const trace of data) if (trace.meta) trace.visible = Object.entries(trace.meta).every(([key, value]) => chosen[key] === value);
       Plotly.react(node, data, layout, config);
     }
   };
   draw();
-  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", draw);
+  for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", () => draw());
 
   // One selection of a key ("choice") for all sections.
   for (const input of options) {
@@ -42,18 +49,30 @@
       const key = keyOf(input);
       chosen[key] = input.value;
       for (const other of options) if (keyOf(other) === key) other.checked = other.value === input.value;
-      draw();
+      draw(plots.filter((node) => figures[node.id].data.some((trace) => trace.meta && key in trace.meta)));
     });
   }
 
-  // A closed block has no width when its plot is drawn, and is missing on paper.
+  // Blocks open for what a link leads to, and on paper.
   for (const block of document.querySelectorAll("details")) {
-    block.addEventListener("toggle", () => block.querySelectorAll(".plot").forEach((p) => Plotly.Plots.resize(p)));
+    block.addEventListener("toggle", () => {
+      const shown = [...block.querySelectorAll(".plot")].filter((node) => !isHidden(node));
+      draw(shown.filter((node) => stale.has(node)));
+      for (const node of shown) Plotly.Plots.resize(node);
+    });
   }
+  const openTarget = () => {
+    const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    for (let block = target && target.closest("details"); block; block = block.parentElement.closest("details")) block.open = true;
+    if (target) target.scrollIntoView();
+  };
+  addEventListener("hashchange", openTarget);
+  openTarget();
   let closed = [];
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("details:not([open])")];
     for (const block of closed) block.open = true;
+    draw([...stale]);
   });
   addEventListener("afterprint", () => {
     for (const block of closed) block.open = false;

@@ -1,0 +1,113 @@
+"""Key numbers and facts of a run as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks.report import numbers as fmt
+from tasks.report.outliers.data import Dimension, ModelReport, OutliersData
+from tasks.report.outliers.figures.common import VARIANT_NAMES
+from tasks.report.outliers.sentences import place
+
+
+def model_tiles(model: ModelReport) -> list[tuple[str, str]]:
+    """A model's key numbers: (value, what it counts)."""
+    counts, row, facts = model.counts, model.row, model.facts
+    tiles = [
+        (fmt.count(counts.systematic), f"of {fmt.count(facts.d_model)} dimensions are systematic outliers"),
+        (
+            fmt.magnitude(counts.mean_per_sequence),
+            f"of them in a sequence on average; {fmt.count(counts.in_all)} in every one",
+        ),
+        (fmt.percent(counts.mean_layer_share), "of the watched points affected, on average"),
+        (fmt.percent(counts.mean_position_share), "of the positions affected, on average"),
+        (fmt.magnitude(row.largest_magnitude), f"largest magnitude in {place(model.site)}"),
+        (
+            fmt.count(counts.relative_systematic),
+            f"systematic against the token’s rms (at least {plain(model.criteria.relative_threshold)} times it)",
+        ),
+        (fmt.count(row.massive), "dimensions with massive activations"),
+    ]
+    if row.perplexity_ratio is not None:
+        random = fmt.magnitude(row.random_perplexity_ratio)
+        tiles.append(
+            (f"× {fmt.magnitude(row.perplexity_ratio)}", f"perplexity with them at zero; random ones × {random}")
+        )
+    tiles.append((fmt.scaled(facts.tokens), f"tokens read in {fmt.some(facts.sequences, 'sequence', 'sequences')}"))
+    return tiles
+
+
+def sweep_tiles(data: OutliersData) -> list[tuple[str, str]]:
+    """A sweep's key numbers: (value, what it counts)."""
+    rows = [m.row for m in data.models]
+    failed = f", {len(data.failures)} failed" if data.failures else ""
+    having = sum(r.systematic > 0 for r in rows)
+    share = [r.systematic / r.d_model for r in rows]
+    ratios = [r.perplexity_ratio for r in rows if r.perplexity_ratio is not None]
+    sizes = [r.parameters for r in rows if r.parameters]
+    largest = [r.largest_magnitude for r in rows if r.largest_magnitude is not None]
+    tiles = [
+        (fmt.count(len(rows)), f"models examined{failed}"),
+        (fmt.count(having), "have systematic outlier dimensions"),
+    ]
+    if share:
+        tiles.append((_range([100 * s for s in share]) + f"{fmt.NBSP}%", "of a model’s dimensions are systematic"))
+    if largest:
+        tiles.append((fmt.magnitude(max(largest)), "largest magnitude of all"))
+    if ratios:
+        tiles.append((f"× {_range(ratios)}", "perplexity with the systematic dimensions at zero"))
+    if sizes:
+        tiles.append((f"{fmt.scaled(min(sizes))} – {fmt.scaled(max(sizes))}", "parameters"))
+    return tiles
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = fmt.magnitude(min(values)), fmt.magnitude(max(values))
+    return low if low == high else f"{low} – {high}"
+
+
+def model_facts(model: ModelReport) -> list[tuple[str, str]]:
+    """What was run, as (name, value)."""
+    f, c = model.facts, model.criteria
+    active = f", {fmt.scaled(f.active)} active per token" if f.active and f.active != f.parameters else ""
+    about = ", ".join(
+        part
+        for part in (f.model_type, f.architecture or "", f"{f.n_layers} layers", f"width {fmt.count(f.d_model)}")
+        if part
+    )
+    documents = f" from {fmt.some(f.documents, 'document', 'documents')}" if f.documents is not None else ""
+    rows = [
+        ("Model", f"{f.model} ({about})"),
+        ("Parameters", f"{fmt.scaled(f.parameters)}{active}"),
+        ("Experts", f.experts or ""),
+        ("Precision", f.dtype + (f", weights quantized: {f.quantization}" if f.quantization else "")),
+        ("Fingerprint", f.fingerprint),
+        ("Text", f.text),
+        (
+            "Sequences",
+            f"{fmt.count(f.sequences)} of up to {fmt.count(f.longest)} tokens, {fmt.count(f.tokens)} in all{documents};"
+            f" {'each begins' if f.bos else 'none begins'} with BOS; {f.batch_size} in a forward pass",
+        ),
+        ("Watched", "; ".join(f"{place(s)}: {fmt.some(len(s.points), 'point', 'points')}" for s in model.sites)),
+        (
+            "Criteria",
+            f"|x| ≥ {plain(c.threshold)} at ≥ {fmt.percent(c.layer_share)} of the points and"
+            f" ≥ {fmt.percent(c.position_share)} of the positions, {VARIANT_NAMES[model.variant]};"
+            f" scale-free: ≥ {plain(c.relative_threshold)} × rms; massive: > {plain(c.massive_magnitude)}"
+            f" and ≥ {plain(c.massive_ratio)} × median",
+        ),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def sign(d: Dimension) -> str:
+    """'+ 98 %' or '− 100 %': the sign that most outliers have, and how many of them."""
+    share = d.positive_share
+    if share is None:
+        return fmt.MISSING
+    return f"{'+' if share >= 0.5 else '−'}{fmt.NBSP}{fmt.percent(max(share, 1 - share))}"
+
+
+def plain(threshold: float) -> str:
+    """A threshold as it was given: '6', '0.25', '1,000'."""
+    return f"{threshold:,g}"

@@ -1,0 +1,130 @@
+"""All dimensions in the plane of the two criteria, and by magnitude against the scale-free measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tasks.report import numbers as fmt
+from tasks.report.figures import Figure, Spec, axis, layout, selected
+from tasks.report.outliers.data import VARIANTS, Criteria, Dimension, Site, Variant
+from tasks.report.outliers.figures.common import line, log_axis, of_variant, positive, short
+
+SYSTEMATIC = {"symbol": "circle", "color": "var(--accent)", "size": 9, "line": {"width": 1, "color": "var(--bg)"}}
+RELATIVE = {"symbol": "diamond-open", "color": "var(--random)", "size": 9, "line": {"width": 1.6}}
+OTHER = {"symbol": "circle", "color": "var(--quiet)", "size": 5, "opacity": 0.7}
+AGAINST = "against"
+AGAINST_NAMES = ("root mean square", "median")
+
+
+def plane_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> Figure:
+    """Share of points (x) and of positions (y) with an outlier; systematic ones lie in the shaded corner."""
+    hovered = (
+        "dimension %{customdata[0]}<br>%{x:.1%} of points, %{y:.1%} of positions<br>largest |x| %{customdata[1]:,},"
+        " %{customdata[2]:,} outliers<extra></extra>"
+    )
+    data = []
+    for variant in VARIANTS:
+        dims = [d for d in site.dimensions[variant] if d.occurrences]
+        for name, mark, chosen in (
+            ("not systematic", OTHER, [d for d in dims if not d.systematic]),
+            ("systematic", SYSTEMATIC, [d for d in dims if d.systematic]),
+        ):
+            trace = _marks(name, mark, chosen, lambda d: d.layer_share, lambda d: d.position_share)
+            data.append(trace | of_variant(variant, default, hovered))
+    corner = {
+        "type": "rect",
+        "x0": criteria.layer_share,
+        "y0": criteria.position_share,
+        "x1": 1.04,
+        "y1": 1.04,
+        "fillcolor": "var(--accent)",
+        "opacity": 0.09,
+        "line": {"width": 0},
+        "layer": "below",
+    }
+    return Figure(
+        id=id,
+        heading="The two criteria",
+        alt="Every dimension by its share of points and of positions with an outlier; those beyond both thresholds are"
+        " systematic.",
+        data=data,
+        layout=layout(
+            height=360,
+            xaxis=axis("share of points", range=[-0.02, 1.04], tickformat=".0%", nticks=6),
+            yaxis=axis("share of positions (union over points)", range=[-0.02, 1.04], tickformat=".0%", nticks=6),
+            shapes=[corner],
+            margin={"l": 52, "r": 10, "t": 10, "b": 45},
+        ),
+    )
+
+
+def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> Figure:
+    """Largest magnitude (x) against the largest |x| / rms, or |x| / median, of a token (y)."""
+    measures: dict[str, Callable[[Dimension], float | None]] = {
+        AGAINST_NAMES[0]: lambda d: d.max_over_rms,
+        AGAINST_NAMES[1]: lambda d: d.max_over_median,
+    }
+    kept = {v: [d for d in site.dimensions[v] if d.occurrences] for v in VARIANTS}
+    every = [d for v in VARIANTS for d in kept[v]]
+    magnitudes = [criteria.threshold, *(d.max_magnitude for d in every)]
+    ratios = [criteria.relative_threshold, *(m(d) for d in every for m in measures.values())]
+    data: list[Spec] = []
+    for measure, y in measures.items():
+        for variant in VARIANTS:
+            for name, mark, chosen in (
+                ("neither", OTHER, [d for d in kept[variant] if not d.systematic]),
+                ("systematic", SYSTEMATIC, [d for d in kept[variant] if d.systematic]),
+                ("systematic against the rms", RELATIVE, [d for d in kept[variant] if d.relative_systematic]),
+            ):
+                hovered = (
+                    f"dimension %{{customdata[0]}}<br>largest |x| %{{x:,}}<br>%{{y:,}} times its token’s {measure}"
+                    "<extra></extra>"
+                )
+                trace = _marks(name, mark, chosen, lambda d: d.max_magnitude, y)
+                trace |= of_variant(variant, default, hovered)
+                trace["meta"] |= selected(AGAINST, measure, AGAINST_NAMES[0])["meta"]
+                trace["visible"] = trace["visible"] and measure == AGAINST_NAMES[0]
+                data.append(trace)
+    x = log_axis("largest |x|", magnitudes)
+    data.append(line([10 ** x["range"][0], 10 ** x["range"][1]], [criteria.relative_threshold] * 2))
+    return Figure(
+        id=id,
+        heading="Magnitude and scale",
+        alt="Every dimension by its largest magnitude and by the largest ratio to its token's root mean square or"
+        " median magnitude.",
+        data=data,
+        layout=layout(
+            height=360,
+            xaxis=x,
+            yaxis=log_axis("largest |x| / scale of its token", ratios),
+            margin={"l": 52, "r": 10, "t": 10, "b": 45},
+        ),
+    )
+
+
+def _marks(
+    name: str,
+    mark: Spec,
+    dims: Sequence[Dimension],
+    x: Callable[[Dimension], float | None],
+    y: Callable[[Dimension], float | None],
+) -> Spec:
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "cliponaxis": False,
+        "name": name,
+        "x": [short(x(d)) for d in dims],
+        "y": [short(positive(y(d)) if y(d) else 0.0) for d in dims],
+        "customdata": [[d.dim, short(d.max_magnitude, 4), d.occurrences] for d in dims],
+        "marker": mark,
+    }
+
+
+def describe(d: Dimension) -> list[str]:
+    """Hover lines of one dimension."""
+    return [
+        f"dimension {d.dim}",
+        f"outliers at {fmt.percent(d.layer_share, 1)} of points, {fmt.percent(d.position_share, 1)} of positions",
+        f"largest |x| {fmt.magnitude(d.max_magnitude)}, {fmt.count(d.occurrences)} outliers",
+    ]

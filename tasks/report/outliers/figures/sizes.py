@@ -1,0 +1,102 @@
+"""Models against each other: outliers by size, the phase change of LLM.int8() (arXiv 2208.07339, figure 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tasks.report import numbers as fmt
+from tasks.report.figures import Figure, Spec, axis, hover, layout, selected
+from tasks.report.outliers.data import ModelReport, SummaryRow
+from tasks.report.outliers.figures.common import log_axis, short
+
+SIZE = "size"
+SIZE_NAMES = ("all parameters", "active per token")
+PHASE_CHANGE = 6.7e9
+"""Parameters at which outliers reach all layers of the models of the paper."""
+
+Measure = Callable[[SummaryRow], float | None]
+
+
+def size_figures(id: str, models: Sequence[ModelReport]) -> list[Figure]:
+    """Three panels over parameters; models bear their number in the table of models, dense ones a circle."""
+    return [
+        _figure(f"{id}-dimensions", "Systematic dimensions per sequence", models, lambda r: r.per_sequence, None),
+        _figure(f"{id}-layers", "Points affected", models, lambda r: r.mean_layer_share or 0.0, 1.0),
+        _figure(f"{id}-positions", "Positions affected", models, lambda r: r.mean_position_share or 0.0, 1.0),
+    ]
+
+
+def _figure(id: str, heading: str, models: Sequence[ModelReport], measure: Measure, top: float | None) -> Figure:
+    sizes = [s for m in models for s in (m.row.parameters, m.row.active)]
+    x = log_axis("parameters", [float(s) for s in sizes if s], pad=0.15)
+    data = [_trace(models, moe, i, measure) for i in range(2) for moe in (False, True)]
+    low, high = (10**end for end in x["range"])
+    shapes = [_phase_change()] if low < PHASE_CHANGE < high else []
+    values = [measure(m.row) or 0.0 for m in models]
+    limit = top * 1.08 if top else 1.15 * max([*values, 1.0])
+    return Figure(
+        id=id,
+        heading=heading,
+        alt=f"{heading} of {len(models)} models over their parameters. The table of models holds the numbers.",
+        data=[trace for trace in data if trace["x"]],
+        layout=layout(
+            height=300,
+            xaxis=x | {"showgrid": False},
+            yaxis=axis("", range=[-0.06 * limit, limit], tickformat=".0%" if top else ",", nticks=6),
+            shapes=shapes,
+            showlegend=False,
+            margin={"l": 46, "r": 10, "t": 10, "b": 45},
+        ),
+    )
+
+
+def _trace(models: Sequence[ModelReport], moe: bool, size: int, measure: Measure) -> Spec:
+    chosen = [
+        (n, m, m.row.active if size else m.row.parameters)
+        for n, m in enumerate(models, start=1)
+        if m.is_moe == moe and (m.row.active if size else m.row.parameters)
+    ]
+    colour = "var(--series1)" if moe else "var(--series0)"
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": "mixture of experts" if moe else "dense",
+        "cliponaxis": False,
+        "x": [short(float(parameters or 0), 4) for _, _, parameters in chosen],
+        "y": [short(measure(m.row), 4) for _, m, _ in chosen],
+        "marker": {
+            "symbol": "square" if moe else "circle",
+            "color": colour,
+            "size": 19,
+            "line": {"width": 1, "color": "var(--bg)"},
+        },
+        "text": [str(n) for n, _, _ in chosen],
+        "textposition": "middle center",
+        "textfont": {"color": "var(--on-series)", "size": 11},
+        "hovertext": [hover(*describe(m.row, m.is_moe)) for _, m, _ in chosen],
+    } | selected(SIZE, SIZE_NAMES[size], SIZE_NAMES[0], "%{hovertext}<extra></extra>")
+
+
+def _phase_change() -> Spec:
+    return {
+        "type": "line",
+        "xref": "x",
+        "yref": "paper",
+        "x0": PHASE_CHANGE,
+        "x1": PHASE_CHANGE,
+        "y0": 0,
+        "y1": 1,
+        "line": {"color": "var(--axis)", "width": 1.2, "dash": "dot"},
+        "layer": "below",
+    }
+
+
+def describe(row: SummaryRow, moe: bool) -> list[str]:
+    """Hover lines of one model."""
+    active = f", {fmt.scaled(row.active)} active" if moe and row.active else ""
+    return [
+        row.model,
+        f"{fmt.scaled(row.parameters)} parameters{active}",
+        f"{fmt.of(row.systematic, row.d_model)} dimensions systematic, {fmt.magnitude(row.per_sequence)} per sequence",
+        f"{fmt.percent(row.mean_layer_share)} of points, {fmt.percent(row.mean_position_share)} of positions",
+    ]

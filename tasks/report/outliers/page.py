@@ -1,0 +1,149 @@
+"""The content of a report on systematic outliers as its page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tasks.report import numbers as fmt
+from tasks.report import shell
+from tasks.report.figures import Figure
+from tasks.report.outliers.ablation import in_words
+from tasks.report.outliers.data import Dimension, ModelReport, OutliersData, Site
+from tasks.report.outliers.facts import model_facts, model_tiles, plain, sign, sweep_tiles
+from tasks.report.outliers.figures.ablation import ablation_figures
+from tasks.report.outliers.figures.common import VARIANT_NAMES
+from tasks.report.outliers.figures.dimensions import recurrence_figure, shares_figure, sign_figure
+from tasks.report.outliers.figures.experts import SHOWN_NAMES, experts_figure, paths_figure
+from tasks.report.outliers.figures.heat import heat_figure
+from tasks.report.outliers.figures.plane import AGAINST_NAMES, plane_figure, scale_figure
+from tasks.report.outliers.figures.points import points_figure
+from tasks.report.outliers.figures.sizes import PHASE_CHANGE, SIZE_NAMES, size_figures
+from tasks.report.outliers.sentences import place
+from tasks.report.records import RunFacts
+
+ROWS = 24
+TABLE_ROWS = 240
+SITE_TITLES = {"norms": "What enters attention and FFN", "residual": "The residual stream"}
+
+
+@dataclass(frozen=True)
+class SitePlots:
+    """Figures of one site; None where there is nothing to show."""
+
+    heat: Figure | None
+    points: Figure | None
+    plane: Figure | None
+    scale: Figure | None
+
+
+@dataclass(frozen=True)
+class ModelPlots:
+    """Figures of one model, and the dimensions that its table and small figures show."""
+
+    id: str
+    sites: list[SitePlots]
+    recurrence: Figure | None
+    shares: Figure | None
+    sign: Figure | None
+    ablation: list[Figure]
+    experts: list[Figure]
+    table: list[Dimension]
+    rows: list[Dimension] = field(default_factory=list)
+
+    def all(self) -> list[Figure]:
+        single = [f for s in self.sites for f in (s.heat, s.points, s.plane, s.scale)]
+        single += [self.recurrence, self.shares, self.sign]
+        return [*(f for f in single if f is not None), *self.ablation, *self.experts]
+
+
+def render(data: OutliersData, run: RunFacts) -> str:
+    """The page; `run` is the only part that may differ between equal runs."""
+    table_rows = max(20, TABLE_ROWS // max(len(data.models), 1))
+    models = [(m, model_plots(f"m{i}", m, table_rows)) for i, m in enumerate(data.models)]
+    sweep = len(data.models) != 1 or bool(data.failures)
+    sizes = size_figures("size", data.models) if sum(m.row.parameters is not None for m in data.models) > 1 else []
+    return shell.render(
+        "outliers",
+        title=data.title,
+        sections=sections(data, sweep),
+        figures=[*sizes, *(figure for _, plots in models for figure in plots.all())],
+        run=run,
+        data=data,
+        models=models,
+        sweep=sweep,
+        sizes=sizes,
+        tiles=sweep_tiles(data) if sweep else model_tiles(data.models[0]),
+        model_tiles=model_tiles,
+        model_facts=model_facts,
+        variants=VARIANT_NAMES,
+        size_names=SIZE_NAMES,
+        against_names=AGAINST_NAMES,
+        expert_names=SHOWN_NAMES,
+        phase_change=fmt.scaled(PHASE_CHANGE),
+        site_titles=SITE_TITLES,
+        in_words=in_words,
+        place=place,
+        sign=sign,
+        plain=plain,
+        any_size_differs=any(m.row.parameters != m.row.active for m in data.models),
+    )
+
+
+def sections(data: OutliersData, sweep: bool) -> list[tuple[str, str]]:
+    """Anchors and names of the navigation: of a sweep the models, of a single model its parts."""
+    if sweep:
+        parts = [("models", "Models compared"), *((f"m{i}", m.name) for i, m in enumerate(data.models))]
+    else:
+        has = data.models[0]
+        parts = [
+            ("m0-where", "Where they are"),
+            ("m0-dimensions", "The dimensions"),
+            ("m0-scale", "Against the scale"),
+            ("m0-functional", "Functional check"),
+            ("m0-massive", "Massive activations"),
+            *([("m0-experts", "Experts")] if has.is_moe else []),
+            *([("m0-other", SITE_TITLES[has.sites[1].site])] if len(has.sites) > 1 else []),
+        ]
+    return [
+        ("finding", "Finding"),
+        ("numbers", "Key numbers"),
+        *parts,
+        ("setup", "What was run"),
+        ("reading", "How to read this"),
+    ]
+
+
+def model_plots(id: str, model: ModelReport, table_rows: int) -> ModelPlots:
+    """All figures of one model; their ids begin with `id`."""
+    dims = model.site.systematic(model.variant)
+    recurring = [d for d in model.site.dimensions[model.variant] if d.systematic or d.sequences]
+    rows = dims[:ROWS]
+    return ModelPlots(
+        id=id,
+        sites=[site_plots(f"{id}-{site.site}", site, model) for site in model.sites],
+        recurrence=recurrence_figure(f"{id}-recurrence", recurring, model.facts.sequences) if recurring else None,
+        shares=shares_figure(f"{id}-shares", rows, model.criteria.position_share) if rows else None,
+        sign=sign_figure(f"{id}-sign", rows) if rows else None,
+        ablation=_ablation(id, model),
+        experts=[experts_figure(f"{id}-load", model.experts), paths_figure(f"{id}-paths", model.experts)]
+        if model.experts
+        else [],
+        table=dims[:table_rows],
+        rows=rows,
+    )
+
+
+def _ablation(id: str, model: ModelReport) -> list[Figure]:
+    checked = model.ablation
+    return ablation_figures(f"{id}-ablation", checked) if checked and len(checked.effects) > 1 else []
+
+
+def site_plots(id: str, site: Site, model: ModelReport) -> SitePlots:
+    default, criteria = model.variant, model.criteria
+    some = any(site.with_outliers.values())
+    return SitePlots(
+        heat=heat_figure(f"{id}-heat", site, criteria.threshold, default) if site.heat.dims else None,
+        points=points_figure(f"{id}-points", site, default) if some else None,
+        plane=plane_figure(f"{id}-plane", site, criteria, default) if some else None,
+        scale=scale_figure(f"{id}-ratio", site, criteria, default) if some else None,
+    )

@@ -1,0 +1,57 @@
+"""Building a report from synthetic examinations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.artifacts.shard import Shard
+from tasks.artifacts.store import Store
+from tasks.report.outliers.collect import Examined, collect
+from tasks.report.outliers.data import OutliersData, Summary
+from tasks.report.spec import OUTLIERS, ExaminedModel, OutliersReportParams
+from tasks.runner import run_shard
+from tests.report.outliers.synthetic import Examination, write
+
+
+@dataclass
+class Report:
+    """A finished report with the examinations it was made from."""
+
+    examined: list[Examination]
+    shard: Shard
+    data: OutliersData
+    html: str
+
+    @property
+    def summary(self) -> Summary:
+        return Summary.model_validate(self.shard.json("summary"))
+
+
+def build(folder: Path, examined: list[Examination], host: str = "worker-1", **params) -> Report:
+    """Run the report's task on these models in a new store."""
+    store = Store(folder)
+    inputs = write(store, examined, host)
+    models = [
+        ExaminedModel(name=e.world.name, source=e.world.source, ablation=e.ablation is not None) for e in examined
+    ]
+    given = OutliersReportParams(models=models, **{"settings": {"criteria": {"threshold": 6.0}}} | params)
+    manifest = run_shard(store, OUTLIERS.spec(given, inputs))
+    shard = Shard(store, manifest.spec.path)
+    data = collect(opened(store, models, inputs), given)
+    return Report(examined, shard, data, shard.file("report.html").decode())
+
+
+def opened(store: Store, models: Sequence[ExaminedModel], inputs: dict) -> list[Examined]:
+    """Readers of the shards, as the task opens them."""
+    checked = iter(inputs.get("ablation", []))
+    return [
+        Examined(
+            model,
+            Shard.open(store, prepared),
+            Shard.open(store, summary),
+            Shard.open(store, next(checked)) if model.ablation else None,
+        )
+        for model, prepared, summary in zip(models, inputs.get("prepared", []), inputs.get("summary", []), strict=True)
+    ]
