@@ -20,6 +20,8 @@ from tasks.outliers.spec import PREPARE, PrepareParams, TextSource
 from tasks.runner import run_shard
 from tests.models.tiny import save_tiny_model
 
+LONGEST = "Choose 1) or 2), and stop when you are done with it."
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +45,7 @@ def changed(folder: Path, tmp_path: Path):
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.jsonl"
-    documents = ["The player bets 10 dollars and wins.", None, "Stop.", "Choose 1) or 2), and stop when you are done with it."]
+    documents = ["The player bets 10 dollars and wins.", None, "Stop.", LONGEST]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path
 
@@ -62,7 +64,7 @@ def test_outputs(store: Store, folder: Path, text: Path) -> None:
     tokenizer = load_tokenizer(ref)
     first, second, third = (
         tokenizer(words, add_special_tokens=False)["input_ids"]
-        for words in ("The player bets 10 dollars and wins.", "Stop.", "Choose 1) or 2), and stop when you are done with it.")
+        for words in ("The player bets 10 dollars and wins.", "Stop.", LONGEST)
     )
     stream = [*first, tokenizer.eos_token_id, *second, tokenizer.eos_token_id, *third]
     bos = tokenizer.bos_token_id
