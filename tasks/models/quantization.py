@@ -32,20 +32,20 @@ def stays_quantized(source: Source, config: PretrainedConfig) -> bool:
     Raises BadInput when the method's library is missing or the machine cannot run it.
     """
     found = _of(config)
-    if found is None or not AutoHfQuantizer.supports_quant_method(found):
+    if found is None:
         return False
-    quantizer = AutoHfQuantizer.from_config(copy.deepcopy(found), pre_quantized=True)
+    named = f"its weights are quantized ({method(config)})"
+    if not AutoHfQuantizer.supports_quant_method(found):
+        raise source.bad(
+            f"{named}, which this version of transformers does not know", "give the model without quantization"
+        )
     try:
+        quantizer = AutoHfQuantizer.from_config(copy.deepcopy(found), pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
-    except ImportError as error:
+    except (ImportError, RuntimeError, ValueError, TypeError) as error:
         raise source.bad(
-            f"its weights are quantized ({method(config)}), and what reads them is not installed ({error})",
-            "install it where tasks run, or give the model without quantization",
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        raise source.bad(
-            f"its weights are quantized ({method(config)}), and this machine cannot run them ({error})",
-            "run it on a GPU that can, or give the model without quantization",
+            f"{named} and cannot be read here ({error})",
+            "install or use what that asks for where tasks run, or give the model without quantization",
         ) from error
     return not getattr(quantizer.quantization_config, "dequantize", False)
 
