@@ -91,9 +91,19 @@ def magnitude(x: float | None) -> str:
     return text.replace("-", "−")
 
 
-def between(low: float | None, high: float | None) -> str:
-    """(29.6, 55) -> '29.6 to 55.0'."""
-    return MISSING if _missing(low) or _missing(high) else f"{magnitude(low)}{NBSP}to{NBSP}{magnitude(high)}"
+def ratio(x: float | None) -> str:
+    """A factor: '41.6', '1.30', and with a digit more near 1, '1.004'."""
+    return f"{x:.3f}" if x is not None and 0.9 < x < 1.1 else magnitude(x)
+
+
+def mean(x: float | None) -> str:
+    """A mean of counts: '3', '2.8', '1,035.4'."""
+    return MISSING if _missing(x) else f"{x:,.1f}".removesuffix(".0").replace("-", "−")
+
+
+def ratios(low: float | None, high: float | None) -> str:
+    """(29.6, 55) -> '29.6 to 55.0', two factors."""
+    return MISSING if _missing(low) or _missing(high) else f"{ratio(low)}{NBSP}to{NBSP}{ratio(high)}"
 
 
 def scaled(n: float | None) -> str:

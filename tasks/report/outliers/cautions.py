@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from tasks.report import numbers as fmt
 from tasks.report.outliers.ablation import in_words
@@ -14,6 +15,7 @@ from tasks.report.records import Caution, note, warning
 MIN_SEQUENCES = 8
 MAX_SHARE_OF_DIMENSIONS = 0.2
 MANY_POINTS = 16
+SATURATED = 0.9
 MAX_AT_FIRST = 0.5
 MAX_INTERVAL_RATIO = 2.0
 MAX_RANDOM_RATIO = 1.1
@@ -56,14 +58,17 @@ def of_sweep(models: Sequence[ModelReport], failures: Sequence[Failure]) -> list
 
 
 def _numbers(found: Found) -> Iterable[Caution]:
-    for site in found.sites:
-        if site.nan or site.inf:
-            yield warning(
-                "not-finite",
-                f"{fmt.some(site.nan, 'value is', 'values are').capitalize()} NaN and"
-                f" {fmt.some(site.inf, 'is', 'are')} infinite in {place(site)}."
-                " They are counted, never as outliers; what follows them in the model is unreliable.",
-            )
+    broken = [
+        f"{fmt.count(site.nan)} NaN and {fmt.count(site.inf)} infinite ones in {place(site)}"
+        for site in found.sites
+        if site.nan or site.inf
+    ]
+    if broken:
+        yield warning(
+            "not-finite",
+            f"Not all values are finite: {', '.join(broken)}. They are counted, never as outliers; what the model"
+            " computes from them is unreliable.",
+        )
 
 
 def _threshold(found: Found) -> Iterable[Caution]:
@@ -85,12 +90,23 @@ def _union(found: Found) -> Iterable[Caution]:
     points, needed = len(found.site.points), found.criteria.position_share
     dims = found.site.systematic(found.variant)
     by_union = [d for d in dims if d.mean_point_share < needed]
-    if points >= MANY_POINTS and by_union:
+    if points < MANY_POINTS or not dims:
+        return
+    if by_union:
         yield note(
             "union-saturates",
             f"{fmt.of(len(by_union), len(dims))} systematic dimensions reach {fmt.percent(needed)} of the positions"
             f" only because a position counts when any of {points} points has an outlier there. At the points where"
             f" they have any, they have outliers at fewer than {fmt.percent(needed)} of the positions on average.",
+        )
+        return
+    union, one = (median(getattr(d, name) for d in dims) for name in ("position_share", "mean_point_share"))
+    if union > SATURATED and one < union / 2:
+        yield note(
+            "union-saturates",
+            f"Share of positions: the median systematic dimension has outliers at {fmt.percent(union)} of them when all"
+            f" {points} points count together, and at {fmt.percent(one)} at one point. The union says little where"
+            " there are many points.",
         )
 
 

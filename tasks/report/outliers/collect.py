@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -159,20 +160,26 @@ def _experts_in_words(experts: Mapping[str, Any] | None) -> str | None:
 
 
 def massive_rows(summary: Shard) -> list[Massive]:
-    """Massive activations by point and dimension, largest first."""
-    found = [
-        Massive(
-            site=r["site"],
-            point=r["name"],
-            layer=r["layer"],
-            dim=r["dim"],
-            occurrences=r["occurrences"],
-            at_first_position=r["at_first_position"],
-            max_magnitude=r["max_magnitude"],
-        )
-        for r in rows(summary.table("massive"))
-    ]
-    return sorted(found, key=lambda m: (-m.max_magnitude, m.site, m.layer, m.point, m.dim))
+    """Massive activations by site and dimension, largest first."""
+    groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in rows(summary.table("massive")):
+        groups[row["site"], row["dim"]].append(row)
+    return sorted((_massive(*key, found) for key, found in groups.items()), key=lambda m: (-m.max_magnitude, m.dim))
+
+
+def _massive(site: str, dim: int, found: Sequence[Row]) -> Massive:
+    largest = max(found, key=lambda r: r["max_magnitude"])
+    return Massive(
+        site=site,
+        dim=dim,
+        points=len(found),
+        first_layer=min(r["layer"] for r in found),
+        last_layer=max(r["layer"] for r in found),
+        max_magnitude=largest["max_magnitude"],
+        point=largest["name"],
+        occurrences=sum(r["occurrences"] for r in found),
+        at_first_position=sum(r["at_first_position"] for r in found),
+    )
 
 
 def experts(summary: Shard) -> list[Expert]:

@@ -164,15 +164,17 @@ class Site(Record):
 
 
 class Massive(Record):
-    """Massive activations of one dimension at one point."""
+    """Massive activations of one dimension of one site; `point` holds the largest."""
 
     site: str
-    point: str
-    layer: int
     dim: int
+    points: int
+    first_layer: int
+    last_layer: int
+    max_magnitude: float
+    point: str
     occurrences: int
     at_first_position: int
-    max_magnitude: float
 
 
 class Expert(Record):
@@ -258,7 +260,7 @@ class Found(Record):
     """What the tables say of one model. `sites` come with the headline site first.
 
     `variant` is the one that is called systematic; `massive_dims` counts the dimensions with massive activations at
-    any site, and `massive` holds the largest of the `massive_rows` (point, dimension) pairs.
+    any site, and `massive` holds the largest of the `massive_rows` (site, dimension) pairs.
     """
 
     name: str

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from tasks.report import numbers as fmt
 from tasks.report.outliers.data import Dimension, ModelReport, OutliersData
 from tasks.report.outliers.figures.common import VARIANT_NAMES
@@ -16,7 +14,7 @@ def model_tiles(model: ModelReport) -> list[tuple[str, str]]:
     tiles = [
         (fmt.count(counts.systematic), f"of {fmt.count(facts.d_model)} dimensions are systematic outliers"),
         (
-            fmt.magnitude(counts.mean_per_sequence),
+            fmt.mean(counts.mean_per_sequence),
             f"of them in a sequence on average; {fmt.count(counts.in_all)} in every one",
         ),
         (fmt.percent(counts.mean_layer_share), "of the watched points affected, on average"),
@@ -29,9 +27,12 @@ def model_tiles(model: ModelReport) -> list[tuple[str, str]]:
         (fmt.count(row.massive), "dimensions with massive activations"),
     ]
     if row.perplexity_ratio is not None:
-        random = fmt.magnitude(row.random_perplexity_ratio)
+        random = fmt.ratio(row.random_perplexity_ratio)
         tiles.append(
-            (f"× {fmt.magnitude(row.perplexity_ratio)}", f"perplexity with them at zero; random ones × {random}")
+            (
+                f"×{fmt.NBSP}{fmt.ratio(row.perplexity_ratio)}",
+                f"perplexity with them at zero; random ones ×{fmt.NBSP}{random}",
+            )
         )
     tiles.append((fmt.scaled(facts.tokens), f"tokens read in {fmt.some(facts.sequences, 'sequence', 'sequences')}"))
     return tiles
@@ -51,19 +52,19 @@ def sweep_tiles(data: OutliersData) -> list[tuple[str, str]]:
         (fmt.count(having), "have systematic outlier dimensions"),
     ]
     if share:
-        tiles.append((_range([100 * s for s in share]) + f"{fmt.NBSP}%", "of a model’s dimensions are systematic"))
+        few, many = fmt.percent(min(share), 1), fmt.percent(max(share), 1)
+        tiles.append((many, f"of a model’s dimensions are systematic at most, {few} at least"))
     if largest:
         tiles.append((fmt.magnitude(max(largest)), "largest magnitude of all"))
     if ratios:
-        tiles.append((f"× {_range(ratios)}", "perplexity with the systematic dimensions at zero"))
+        least = f", {fmt.ratio(min(ratios))} at least" if len(ratios) > 1 else ""
+        label = f"perplexity at most with the systematic dimensions at zero{least}"
+        tiles.append((f"×{fmt.NBSP}{fmt.ratio(max(ratios))}", label))
     if sizes:
-        tiles.append((f"{fmt.scaled(min(sizes))} – {fmt.scaled(max(sizes))}", "parameters"))
+        tiles.append(
+            (fmt.scaled(max(sizes)), f"parameters of the largest model, {fmt.scaled(min(sizes))} of the smallest")
+        )
     return tiles
-
-
-def _range(values: Sequence[float]) -> str:
-    low, high = fmt.magnitude(min(values)), fmt.magnitude(max(values))
-    return low if low == high else f"{low} – {high}"
 
 
 def model_facts(model: ModelReport) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tasks.report import numbers as fmt
 from tasks.report import shell
@@ -12,7 +12,12 @@ from tasks.report.outliers.data import Dimension, ModelReport, OutliersData, Sit
 from tasks.report.outliers.facts import model_facts, model_tiles, plain, sign, sweep_tiles
 from tasks.report.outliers.figures.ablation import ablation_figures
 from tasks.report.outliers.figures.common import VARIANT_NAMES
-from tasks.report.outliers.figures.dimensions import recurrence_figure, shares_figure, sign_figure
+from tasks.report.outliers.figures.dimensions import (
+    recurrence_figure,
+    recurrence_rows_figure,
+    shares_figure,
+    sign_figure,
+)
 from tasks.report.outliers.figures.experts import SHOWN_NAMES, experts_figure, paths_figure
 from tasks.report.outliers.figures.heat import heat_figure
 from tasks.report.outliers.figures.plane import AGAINST_NAMES, plane_figure, scale_figure
@@ -42,18 +47,16 @@ class ModelPlots:
 
     id: str
     sites: list[SitePlots]
+    rows: list[Figure]
     recurrence: Figure | None
-    shares: Figure | None
-    sign: Figure | None
     ablation: list[Figure]
     experts: list[Figure]
+    rows_shown: int
     table: list[Dimension]
-    rows: list[Dimension] = field(default_factory=list)
 
     def all(self) -> list[Figure]:
         single = [f for s in self.sites for f in (s.heat, s.points, s.plane, s.scale)]
-        single += [self.recurrence, self.shares, self.sign]
-        return [*(f for f in single if f is not None), *self.ablation, *self.experts]
+        return [f for f in (*single, *self.rows, self.recurrence, *self.ablation, *self.experts) if f is not None]
 
 
 def render(data: OutliersData, run: RunFacts) -> str:
@@ -117,19 +120,24 @@ def model_plots(id: str, model: ModelReport, table_rows: int) -> ModelPlots:
     """All figures of one model; their ids begin with `id`."""
     dims = model.site.systematic(model.variant)
     recurring = [d for d in model.site.dimensions[model.variant] if d.systematic or d.sequences]
-    rows = dims[:ROWS]
+    rows, sequences = dims[:ROWS], model.facts.sequences
     return ModelPlots(
         id=id,
         sites=[site_plots(f"{id}-{site.site}", site, model) for site in model.sites],
-        recurrence=recurrence_figure(f"{id}-recurrence", recurring, model.facts.sequences) if recurring else None,
-        shares=shares_figure(f"{id}-shares", rows, model.criteria.position_share) if rows else None,
-        sign=sign_figure(f"{id}-sign", rows) if rows else None,
+        rows=[
+            shares_figure(f"{id}-shares", rows, model.criteria.position_share),
+            sign_figure(f"{id}-sign", rows),
+            recurrence_rows_figure(f"{id}-recurrence-rows", rows, sequences),
+        ]
+        if rows
+        else [],
+        rows_shown=len(rows),
+        recurrence=recurrence_figure(f"{id}-recurrence", recurring, sequences) if len(recurring) > len(rows) else None,
         ablation=_ablation(id, model),
         experts=[experts_figure(f"{id}-load", model.experts), paths_figure(f"{id}-paths", model.experts)]
         if model.experts
         else [],
         table=dims[:table_rows],
-        rows=rows,
     )
 
 

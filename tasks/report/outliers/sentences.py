@@ -52,13 +52,13 @@ def _loss(found: Found) -> str:
     them, random = ("it", "a random one") if zeroed.n_dims == 1 else ("them", "as many random ones")
     if control and control.n_dims < zeroed.n_dims:
         random = f"all {fmt.count(control.n_dims)} others"
-    beside = f", {random} by {fmt.magnitude(control.ratio)}" if control and control.ratio is not None else ""
+    beside = f", {random} by {fmt.ratio(control.ratio)}" if control and control.ratio is not None else ""
     return f"Setting {them} to zero multiplies perplexity by {_ratio(zeroed)}{beside}."
 
 
 def _ratio(effect: Effect) -> str:
-    interval = fmt.between(effect.ratio_low, effect.ratio_high)
-    return fmt.magnitude(effect.ratio) + ("" if interval == fmt.MISSING else f" (95{fmt.NBSP}% interval {interval})")
+    interval = fmt.ratios(effect.ratio_low, effect.ratio_high)
+    return fmt.ratio(effect.ratio) + ("" if interval == fmt.MISSING else f" (95{fmt.NBSP}% interval {interval})")
 
 
 def _relative(found: Found) -> str:
@@ -103,11 +103,11 @@ def sweep_lead(models: Sequence[ModelReport]) -> str:
         return ""
     most = max(checked, key=lambda m: m.row.perplexity_ratio or 0.0)
     random = [m.row.random_perplexity_ratio for m in checked if m.row.random_perplexity_ratio is not None]
-    control = f"; as many random ones by at most {fmt.magnitude(max(random))}" if random else ""
+    control = f"; as many random ones by at most {fmt.ratio(max(random))}" if random else ""
     if len(checked) == 1:
-        ratio = fmt.magnitude(most.row.perplexity_ratio)
+        ratio = fmt.ratio(most.row.perplexity_ratio)
         return f"Setting them to zero multiplies the perplexity of {most.name} by {ratio}{control}."
-    ratios = fmt.between(
+    ratios = fmt.ratios(
         min(m.row.perplexity_ratio or 0.0 for m in checked), max(m.row.perplexity_ratio or 0.0 for m in checked)
     )
     return (

@@ -111,8 +111,8 @@ def describe(e: Effect) -> list[str]:
     """Hover lines of one condition."""
     return [
         f"{in_words(e)} at zero",
-        f"perplexity {fmt.magnitude(e.perplexity)}, {fmt.magnitude(e.ratio)} times the untouched model’s"
-        f" ({fmt.between(e.ratio_low, e.ratio_high)})",
+        f"perplexity {fmt.magnitude(e.perplexity)}, {fmt.ratio(e.ratio)} times the untouched model’s"
+        f" ({fmt.ratios(e.ratio_low, e.ratio_high)})",
         f"top-1 probability {fmt.percent(e.top1, 1)}, {fmt.points(e.top1_change)} points"
         f" ({fmt.interval(e.top1_low, e.top1_high)})",
     ]

@@ -37,15 +37,24 @@ def positive(x: float | None) -> float | None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`: 1, 3, 10 ... or with further ones where these are few."""
+    """Round numbers from `low` to `high`: 1, 10 ... or 1, 3, 10 ... or 1, 2, 5 ..., or evenly spaced ones."""
     if not (0 < low <= high):
         return []
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 3), (1, 2, 5)):
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         found = [s * 10.0**e for e in decades for s in steps if low * 0.999 <= s * 10.0**e <= high * 1.001]
-        if len(found) >= 4:
-            break
-    return found[:: math.ceil(len(found) / 9)] if found else [low]
+        if len(found) >= 3:
+            return found[:: math.ceil(len(found) / 9)]
+    return _even_ticks(low, high)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """Multiples of a round step, three to seven of them; `low` alone where the two are equal."""
+    for step in (s * 10.0**e for e in range(6, -7, -1) for s in (5, 2, 1)):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first >= 2:
+            return [short(k * step, 6) or 0.0 for k in range(first, last + 1)]
+    return [low]
 
 
 def log_axis(title: str, values: Sequence[float | None], pad: float = 0.06, **more: Any) -> Spec:

@@ -15,6 +15,37 @@ BARS = 60
 ROW_HEIGHT = 20
 
 
+def recurrence_rows_figure(id: str, dims: Sequence[Dimension], sequences: int) -> Figure:
+    """In how many sequences each dimension is systematic by itself, in the rows of the figures beside it."""
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": [d.sequences for d in dims],
+        "y": [len(dims) - 1 - i for i in range(len(dims))],
+        "marker": {"color": "var(--series2)"},
+        "text": [
+            hover(f"dimension {d.dim}", f"systematic in {fmt.of(d.sequences, sequences)} sequences") for d in dims
+        ],
+        "textposition": "none",
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    step = max(1, -(-sequences // 4))
+    return Figure(
+        id=id,
+        heading="Recurrence",
+        alt=f"In how many of the {sequences} sequences each of {len(dims)} dimensions is systematic.",
+        data=[bars],
+        layout=layout(
+            height=70 + ROW_HEIGHT * max(len(dims), 2),
+            bargap=0.35,
+            xaxis=axis("", range=[0, sequences * 1.03], tickvals=[*range(0, sequences - step // 2, step), sequences]),
+            yaxis=_rows(dims),
+            showlegend=False,
+            margin={"l": 10, "r": 12, "t": 40, "b": 30},
+        ),
+    )
+
+
 def recurrence_figure(id: str, dims: Sequence[Dimension], sequences: int) -> Figure:
     """In how many sequences each dimension is systematic by itself; a histogram where there are many dimensions.
 
@@ -46,11 +77,11 @@ def recurrence_figure(id: str, dims: Sequence[Dimension], sequences: int) -> Fig
     }
     return Figure(
         id=id,
-        heading="Recurrence",
+        heading=f"Recurrence of all {fmt.count(len(dims))}",
         alt=f"In how many of the {sequences} sequences each of {len(dims)} dimensions is systematic.",
         data=[bars],
         layout=layout(
-            height=260,
+            height=240,
             xaxis=axis(titles[0], **({} if many else {"type": "category", "tickangle": -90 if len(dims) > 8 else 0})),
             yaxis=axis(titles[1], **({} if many else {"range": [0, sequences * 1.02]}), nticks=5),
             bargap=0.25 if len(dims) > 6 else 0.6,
@@ -73,8 +104,8 @@ def shares_figure(id: str, dims: Sequence[Dimension], needed: float) -> Figure:
         "showlegend": False,
     }
     marks = [
-        _shares("mean of one point", "square-open", "var(--series1)", dims, [d.mean_point_share for d in dims], height),
-        _shares("union over points", "circle", "var(--series0)", dims, [d.position_share for d in dims], height),
+        _shares("mean point", "square-open", "var(--series1)", dims, [d.mean_point_share for d in dims], height),
+        _shares("union", "circle", "var(--series0)", dims, [d.position_share for d in dims], height),
     ]
     return Figure(
         id=id,
@@ -85,7 +116,7 @@ def shares_figure(id: str, dims: Sequence[Dimension], needed: float) -> Figure:
             height=70 + ROW_HEIGHT * max(len(dims), 2),
             xaxis=axis("", range=[-0.02, 1.03], tickformat=".0%", nticks=6),
             yaxis=_rows(dims),
-            margin={"l": 10, "r": 12, "t": 10, "b": 30},
+            margin={"l": 10, "r": 12, "t": 40, "b": 30},
         ),
     )
 
@@ -151,12 +182,12 @@ def sign_figure(id: str, dims: Sequence[Dimension]) -> Figure:
             xaxis=axis(
                 "",
                 range=[-1.03, 1.03],
-                tickvals=[-1, -0.5, 0, 0.5, 1],
-                ticktext=["100 %", "50 %", "0", "50 %", "100 %"],
+                tickvals=[-1, 0, 1],
+                ticktext=["100 %", "0", "100 %"],
                 zeroline=True,
             ),
             yaxis=_rows(dims),
-            margin={"l": 10, "r": 12, "t": 10, "b": 30},
+            margin={"l": 10, "r": 26, "t": 40, "b": 30},
         ),
     )
 

@@ -67,7 +67,6 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
     kept = {v: [d for d in site.dimensions[v] if d.occurrences] for v in VARIANTS}
     every = [d for v in VARIANTS for d in kept[v]]
     magnitudes = [criteria.threshold, *(d.max_magnitude for d in every)]
-    ratios = [criteria.relative_threshold, *(m(d) for d in every for m in measures.values())]
     data: list[Spec] = []
     for measure, y in measures.items():
         for variant in VARIANTS:
@@ -96,7 +95,7 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
         layout=layout(
             height=360,
             xaxis=x,
-            yaxis=log_axis("largest |x| / scale of its token", ratios),
+            yaxis=axis("largest |x| / scale of its token", type="log", tickformat=","),
             margin={"l": 52, "r": 10, "t": 10, "b": 45},
         ),
     )

@@ -28,7 +28,7 @@ def points_figure(id: str, site: Site, default: Variant) -> Figure:
         data=data,
         layout=layout(
             height=420,
-            xaxis=axis("layer", showgrid=False, rangemode="tozero", anchor="y"),
+            xaxis=axis("layer", showgrid=False, range=[-0.5, max(p.layer for p in site.points) + 0.5], anchor="y"),
             yaxis2=log_axis("outliers per 1,000 values", rates, domain=[0.55, 1]),
             yaxis=log_axis("largest |x|", magnitudes, domain=[0, 0.45]),
             showlegend=len(kinds) > 1,
@@ -49,6 +49,7 @@ def _trace(
     return {
         "type": "scatter",
         "mode": "lines+markers",
+        "cliponaxis": False,
         "name": name,
         "legendgroup": kind,
         "showlegend": axis_name == "y",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from tasks.report import numbers as fmt
 from tasks.report.figures import Figure, Spec, axis, hover, layout, selected
 from tasks.report.outliers.data import ModelReport, SummaryRow
-from tasks.report.outliers.figures.common import log_axis, short
+from tasks.report.outliers.figures.common import log_axis, log_ticks, short, tick_text
 
 SIZE = "size"
 SIZE_NAMES = ("all parameters", "active per token")
@@ -20,20 +21,40 @@ Measure = Callable[[SummaryRow], float | None]
 def size_figures(id: str, models: Sequence[ModelReport]) -> list[Figure]:
     """Three panels over parameters; models bear their number in the table of models, dense ones a circle."""
     return [
-        _figure(f"{id}-dimensions", "Systematic dimensions per sequence", models, lambda r: r.per_sequence, None),
-        _figure(f"{id}-layers", "Points affected", models, lambda r: r.mean_layer_share or 0.0, 1.0),
-        _figure(f"{id}-positions", "Positions affected", models, lambda r: r.mean_position_share or 0.0, 1.0),
+        _figure(f"{id}-dimensions", "Systematic dimensions per sequence", models, *_dimensions_axis(models)),
+        _figure(f"{id}-layers", "Points affected", models, lambda r: r.mean_layer_share or 0.0, _share_axis()),
+        _figure(f"{id}-positions", "Positions affected", models, lambda r: r.mean_position_share or 0.0, _share_axis()),
     ]
 
 
-def _figure(id: str, heading: str, models: Sequence[ModelReport], measure: Measure, top: float | None) -> Figure:
+def _share_axis() -> Spec:
+    return axis("", range=[-0.06, 1.08], tickformat=".0%", nticks=6)
+
+
+def _dimensions_axis(models: Sequence[ModelReport]) -> tuple[Measure, Spec]:
+    """A log axis, with a place for 0 below the smallest number: models differ by factors of hundreds."""
+    found = [m.row.per_sequence or 0.0 for m in models]
+    some = [n for n in found if n > 0] or [1.0]
+    zero = min(some) / 3
+    low, high = (zero if 0.0 in found else min(some)) / 1.5, 1.5 * max(some)
+    ticks = log_ticks(min(some), high)
+    named = [(zero, "0")] * (0.0 in found) + [(tick, tick_text(tick)) for tick in ticks]
+    spec = axis(
+        "",
+        type="log",
+        range=[short(math.log10(low)), short(math.log10(high))],
+        tickvals=[value for value, _ in named],
+        ticktext=[text for _, text in named],
+    )
+    return lambda row: row.per_sequence or zero, spec
+
+
+def _figure(id: str, heading: str, models: Sequence[ModelReport], measure: Measure, y: Spec) -> Figure:
     sizes = [s for m in models for s in (m.row.parameters, m.row.active)]
     x = log_axis("parameters", [float(s) for s in sizes if s], pad=0.15)
     data = [_trace(models, moe, i, measure) for i in range(2) for moe in (False, True)]
     low, high = (10**end for end in x["range"])
     shapes = [_phase_change()] if low < PHASE_CHANGE < high else []
-    values = [measure(m.row) or 0.0 for m in models]
-    limit = top * 1.08 if top else 1.15 * max([*values, 1.0])
     return Figure(
         id=id,
         heading=heading,
@@ -42,7 +63,7 @@ def _figure(id: str, heading: str, models: Sequence[ModelReport], measure: Measu
         layout=layout(
             height=300,
             xaxis=x | {"showgrid": False},
-            yaxis=axis("", range=[-0.06 * limit, limit], tickformat=".0%" if top else ",", nticks=6),
+            yaxis=y,
             shapes=shapes,
             showlegend=False,
             margin={"l": 46, "r": 10, "t": 10, "b": 45},
@@ -97,6 +118,6 @@ def describe(row: SummaryRow, moe: bool) -> list[str]:
     return [
         row.model,
         f"{fmt.scaled(row.parameters)} parameters{active}",
-        f"{fmt.of(row.systematic, row.d_model)} dimensions systematic, {fmt.magnitude(row.per_sequence)} per sequence",
+        f"{fmt.of(row.systematic, row.d_model)} dimensions systematic, {fmt.mean(row.per_sequence)} per sequence",
         f"{fmt.percent(row.mean_layer_share)} of points, {fmt.percent(row.mean_position_share)} of positions",
     ]
