@@ -1,0 +1,1 @@
+"""Result files of any layout, gigabytes of them and possibly damaged, read in bounded memory."""
