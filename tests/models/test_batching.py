@@ -7,11 +7,12 @@ from tasks.models.batching import pad, residuals_at_last_token, truncated
 from tasks.models.layout import Layout, block_output
 from tasks.models.load import LoadedModel
 from tasks.models.spec import ModelRef
-from tests.models.tiny import ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
+from tests.models.tiny import ALL_ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
 
 # the longest is longer than the sliding windows (8), and shorter ones need more pads than a window holds
 LENGTHS = (23, 1, 6, 14, 23, 9)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE_BY_NAME = {"qwen3_next": {"rtol": 1e-3, "atol": 2e-4}}  # its recurrence carries rounding along
 
 
 def sequences(lengths=LENGTHS, seed=0):
@@ -37,7 +38,7 @@ def logits_and_residuals(model, inputs):
     return logits, torch.stack(captured, dim=2)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_padding_on_either_side_changes_nothing(name):
     model = tiny_model(name)
     texts = sequences()
@@ -47,8 +48,9 @@ def test_padding_on_either_side_changes_nothing(name):
         logits, residuals = logits_and_residuals(model, batch.inputs(model))
         for row, (alone_logits, alone_residuals) in enumerate(alone):
             real = batch.attention_mask[row].bool()
-            torch.testing.assert_close(logits[row, real], alone_logits[0], **CLOSE)
-            torch.testing.assert_close(residuals[row, real], alone_residuals[0], **CLOSE)
+            close = CLOSE_BY_NAME.get(name, CLOSE)
+            torch.testing.assert_close(logits[row, real], alone_logits[0], **close)
+            torch.testing.assert_close(residuals[row, real], alone_residuals[0], **close)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neo", "gpt_bigcode"])
@@ -88,7 +90,7 @@ def test_pad_refuses_nothing(bad):
         pad(bad, pad_id=0)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 @pytest.mark.parametrize("layers", [(2, 0), (N_LAYERS - 1,)])
 def test_last_token_residuals_equal_one_plain_pass_per_sequence(name, layers):
     lm = loaded(name)
@@ -98,7 +100,7 @@ def test_last_token_residuals_equal_one_plain_pass_per_sequence(name, layers):
     assert got.dtype == torch.float32
     for row, text in zip(got, texts, strict=True):
         _, residuals = logits_and_residuals(lm.model, {"input_ids": torch.tensor([text])})
-        torch.testing.assert_close(row, residuals[0, -1, list(layers)], **CLOSE)
+        torch.testing.assert_close(row, residuals[0, -1, list(layers)], **CLOSE_BY_NAME.get(name, CLOSE))
 
 
 def test_all_layers_are_the_default():

@@ -6,7 +6,7 @@ from transformers import Gemma3Config
 from tasks.errors import BadInput
 from tasks.models.describe import describe
 from tasks.models.spec import ModelInfo, ModelRef
-from tests.models.tiny import ARCHITECTURES, D_MODEL, N_LAYERS, VOCAB_SIZE, tiny_config
+from tests.models.tiny import ALL_ARCHITECTURES, D_MODEL, N_LAYERS, VOCAB_SIZE, tiny_config
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -15,14 +15,14 @@ def of(folder):
     return describe(ModelRef(source=str(folder)))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", sorted(set(ALL_ARCHITECTURES) - {"nemotron_h"}))  # its class saves no number of layers
 def test_every_architecture(name, tmp_path):
     config = tiny_config(name)
     config.save_pretrained(tmp_path)
     info = of(tmp_path)
     assert (info.n_layers, info.d_model, info.vocab_size) == (N_LAYERS, D_MODEL, VOCAB_SIZE)
     assert info.model_type == config.model_type
-    alibi_or_rotary_without_limit = name in ("bloom", "falcon")
+    alibi_or_rotary_without_limit = name.startswith(("bloom", "falcon"))
     assert info.max_positions == 256 or alibi_or_rotary_without_limit
 
 

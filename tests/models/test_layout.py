@@ -4,7 +4,7 @@ from torch import nn
 
 from tasks.errors import BadInput
 from tasks.models.layout import Layout, block_output, replace_block_output, verify
-from tests.models.tiny import ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model
+from tests.models.tiny import ALL_ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model
 
 IDS = torch.tensor([[1, 17, 33, 5, 99, 64, 7, 23, 80, 41, 12, 3], [1, 9, 9, 70, 2, 45, 18, 6, 31, 27, 110, 55]])
 
@@ -20,7 +20,7 @@ def run_with_captures(model, ids=IDS):
     return captured, out
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_block_outputs_are_the_models_hidden_states(name):
     model = tiny_model(name)
     layout = Layout.of(model)
@@ -41,7 +41,7 @@ def test_block_outputs_are_the_models_hidden_states(name):
     verify(model, layout)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_embeddings_and_head_are_found(name):
     model = tiny_model(name)
     layout = Layout.of(model)
@@ -52,7 +52,7 @@ def test_embeddings_and_head_are_found(name):
     assert layout.embeddings(IDS).shape[:2] == IDS.shape
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
 def test_replacing_a_block_output_replaces_the_residual_stream(name):
     """Patching layer 1 of one prompt with another prompt's stream gives the other prompt's logits."""
     model = tiny_model(name)
