@@ -19,7 +19,10 @@ from tasks.errors import BadInput
 if TYPE_CHECKING:
     from prefect import Flow
 
-FLOWS = {"patching": "which SAE features cause a behaviour, and which words do they add or remove?"}
+FLOWS = {
+    "patching": "which SAE features cause a behaviour, and which words do they add or remove?",
+    "outliers": "which hidden dimensions are systematic outliers, in a model or across a sweep of models?",
+}
 DEFAULT_STORE = Path("runs/store")
 DEFAULT_REPORTS_PORT = 4201
 

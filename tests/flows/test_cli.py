@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.__main__ import FLOWS
 from flows.cli import BadParameters, parse
+from flows.outliers import outliers
+from flows.outliers_plan import SweepModel
 from flows.patching import DEFAULTS, EXECUTION, patching
 from tasks.errors import BadInput
 from tasks.patching.spec import TrialSettings
@@ -99,11 +102,58 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def models(*arguments: str) -> object:
+    return parse(outliers, arguments, "python -m flows outliers")["models"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--models", "org/a", "--models", "s3://bucket/b"],
+        ["--models", "org/a,s3://bucket/b"],
+        ["--models", '["org/a", {"source": "s3://bucket/b"}]'],
+    ],
+)
+def test_models_of_a_sweep_are_sources_or_objects(arguments: list[str]) -> None:
+    assert models(*arguments) == [SweepModel(source="org/a"), SweepModel(source="s3://bucket/b")]
+    more = models("--models", "org/a", "--models", '{"source": "b", "gpus": 2, "dtype": "bfloat16"}')
+    assert more == [SweepModel(source="org/a"), SweepModel(source="b", gpus=2, dtype="bfloat16")]
+
+
+def test_a_file_lists_models_and_a_flag_replaces_them(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text("models: [org/a, {source: b, name: B}]\n")
+    assert models("--config", str(file)) == [SweepModel(source="org/a"), SweepModel(source="b", name="B")]
+    assert models("--config", str(file), "--models", "c") == [SweepModel(source="c")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--models", '{"source": "a", "gpus": 0}'], "models.0.gpus = 0: Input should be greater than or equal to 1"),
+        (["--models", "a", "--models", '{"sauce": "b"}'], "models.1.sauce = 'b': Extra inputs are not permitted"),
+        (["--models", "[]"], "models = []: List should have at least 1 item"),
+        (["--sites", "keys"], "sites.0 = 'keys': Input should be 'norms' or 'residual'"),
+    ],
+)
+def test_bad_models_are_named_by_their_place(arguments: list[str], says: str) -> None:
+    with pytest.raises(BadParameters) as refused:
+        models(*arguments)
+    assert says in str(refused.value)
+
+
 def test_help_shows_every_group_without_starting_anything() -> None:
     done = run("patching", "--help")
     assert done.returncode == 0
     for flag in ("--config FILE", "--model.source", "--trials.engine", "--execution.slots", "--store"):
         assert flag in done.stdout
+
+
+def test_every_flow_has_its_help() -> None:
+    for name in FLOWS:
+        done = run(name, "--help")
+        assert done.returncode == 0
+        assert "--config FILE" in done.stdout
 
 
 def test_unknown_flags_are_refused() -> None:
@@ -124,6 +174,24 @@ def test_settings_that_are_wrong_together_are_refused_before_any_shard(prefect_s
     done = run("patching", *greedy, "--store", str(tmp_path / "store"))
     assert done.returncode == 2
     assert "confirm.enabled=true with trials.temperature=0" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--models", "org/a,org/a"], "models.1.source = 'org/a': is the same model as models.0; remove one"),
+        (["--execution.batch_size", "4"], "execution.batch_size = 4: a batch decides the last bits of a result here"),
+        (["--seed", str(2**63)], "study.seed = 9223372036854775808: can't be used"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_any_shard(
+    prefect_server: str, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = run("outliers", *arguments, "--store", str(tmp_path / "store"))
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "store").exists()
 

@@ -18,9 +18,18 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import BaseModel
 
+from flows.cli import parse
+from flows.outliers import outliers
+from flows.outliers_plan import OutlierSettings, examinations
 from flows.serve import create_work_pool, work_pools
 
 REPOSITORY = Path(__file__).parents[2]
+SWEEPS = sorted((REPOSITORY / "deploy" / "sweeps").glob("*.yaml"))
+FIRST_PARAMETERS = {
+    "patching/local": ["model", "saes", "scenario"],
+    "outliers/local": ["models", "text", "sites"],
+    "outliers/moe-sweep": ["models", "text", "sites"],
+}
 CONTENT = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
 
 
@@ -56,7 +65,7 @@ def test_misspelt_keys_are_found() -> None:
     ]
 
 
-@pytest.mark.parametrize("deployment", CONTENT["deployments"], ids=lambda deployment: deployment["entrypoint"])
+@pytest.mark.parametrize("deployment", CONTENT["deployments"], ids=lambda one: f"{one['entrypoint']}/{one['name']}")
 def test_each_deployment_says_what_it_is(deployment: dict[str, Any]) -> None:
     path, name = deployment["entrypoint"].split(":")
     flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
@@ -67,25 +76,41 @@ def test_each_deployment_says_what_it_is(deployment: dict[str, Any]) -> None:
     assert all("active" in schedule for schedule in deployment.get("schedules", []))
 
 
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_a_valid_set_of_parameters(path: Path) -> None:
+    parameters = parse(outliers, ["--config", str(path)], "flows")
+    given = yaml.safe_load(path.read_text())
+    settings = OutlierSettings.model_validate({name: parameters[name] for name in OutlierSettings.model_fields})
+    assert [model.source for model in settings.models] == [model["source"] for model in given["models"]]
+    assert len({one.folder for one in examinations(settings)}) == len(given["models"])
+
+
+def test_the_deployed_sweep_is_that_of_its_file() -> None:
+    [deployment] = [one for one in CONTENT["deployments"] if one["name"] == "moe-sweep"]
+    assert deployment["parameters"] == yaml.safe_load((REPOSITORY / "deploy/sweeps/moe.yaml").read_text())
+
+
 @pytest.fixture(scope="module")
-def deployed(prefect_server: str) -> DeploymentResponse:
-    """The patching deployment, as `prefect deploy --all` makes it."""
+def deployments(prefect_server: str) -> dict[str, DeploymentResponse]:
+    """All deployments by name, as `prefect deploy --all` makes them."""
     for pool in work_pools():
         asyncio.run(create_work_pool(pool))
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    async def read() -> DeploymentResponse:
+    async def read() -> dict[str, DeploymentResponse]:
         async with get_client() as client:
-            return await client.read_deployment_by_name("patching/local")
+            return {name: await client.read_deployment_by_name(name) for name in FIRST_PARAMETERS}
 
     return asyncio.run(read())
 
 
-def test_the_form_has_every_parameter_with_a_description(deployed: DeploymentResponse) -> None:
+@pytest.mark.parametrize("name", FIRST_PARAMETERS)
+def test_the_form_has_every_parameter_with_a_description(deployments: dict[str, DeploymentResponse], name: str) -> None:
+    deployed = deployments[name]
     properties = deployed.parameter_openapi_schema["properties"]
-    assert sorted(properties, key=lambda name: properties[name]["position"])[:3] == ["model", "saes", "scenario"]
+    assert sorted(properties, key=lambda name: properties[name]["position"])[:3] == FIRST_PARAMETERS[name]
     definitions = deployed.parameter_openapi_schema["definitions"]
     for name, field in properties.items():  # a description that repeats its model's is left to the model
         model = definitions.get(field.get("$ref", "").rpartition("/")[2], {})
@@ -94,13 +119,29 @@ def test_the_form_has_every_parameter_with_a_description(deployed: DeploymentRes
     assert deployed.global_concurrency_limit is not None
 
 
-def test_a_bad_parameter_is_refused_before_anything_starts(deployed: DeploymentResponse) -> None:
+def test_the_form_of_a_model_has_its_source_first(deployments: dict[str, DeploymentResponse]) -> None:
+    schema = deployments["outliers/local"].parameter_openapi_schema
+    assert schema["properties"]["models"]["items"] == {"$ref": "#/definitions/SweepModel"}
+    fields = schema["definitions"]["SweepModel"]["properties"]
+    assert next(iter(fields)) == "source"
+    assert all(field["description"] for field in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "says"),
+    [
+        ("patching/local", {"trials": {"trials_per_cell": 0}, "seed": 1}, "0 is less than the minimum of 1"),
+        ("outliers/local", {"models": [{"source": "a", "gpus": 0}]}, "0 is less than the minimum of 1"),
+        ("outliers/moe-sweep", {"models": []}, "[] should be non-empty"),
+    ],
+)
+def test_a_bad_parameter_is_refused_before_anything_starts(
+    deployments: dict[str, DeploymentResponse], name: str, parameters: dict[str, Any], says: str
+) -> None:
     async def start() -> None:
         async with get_client() as client:
-            await client.create_flow_run_from_deployment(
-                deployed.id, parameters={"trials": {"trials_per_cell": 0}, "seed": 1}
-            )
+            await client.create_flow_run_from_deployment(deployments[name].id, parameters=parameters)
 
-    with pytest.raises(PrefectHTTPStatusError, match="trials_per_cell") as refused:
+    with pytest.raises(PrefectHTTPStatusError) as refused:
         asyncio.run(start())
-    assert "0 is less than the minimum of 1" in str(refused.value)
+    assert says in str(refused.value)

@@ -251,7 +251,7 @@ def test_who_wants_several_is_not_overtaken_for_ever() -> None:
         others = [asyncio.create_task(single()) for _ in range(4)]
         await asyncio.sleep(0.3)
         started = time.monotonic()
-        with await pool.lease(2):
+        with await asyncio.wait_for(pool.lease(2), 10):
             seconds = time.monotonic() - started
         for task in others:
             task.cancel()
