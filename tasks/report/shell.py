@@ -50,11 +50,16 @@ def render(
             plotly=Markup(plotly),
             script=Markup(script),
             script_hashes=Markup(f"{_csp_hash(plotly)} {_csp_hash(script)}"),
-            figures_json=htmlsafe_json_dumps(specs, sort_keys=True),
-            run_json=htmlsafe_json_dumps(run.model_dump(mode="json"), sort_keys=True),
+            figures_json=_json(specs),
+            run_json=_json(run.model_dump(mode="json")),
             **content,
         )
     )
+
+
+def _json(value: Any) -> Markup:
+    """Compact, with nothing in it that could end its script element."""
+    return htmlsafe_json_dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def _csp_hash(script: str) -> str:

@@ -27,11 +27,12 @@ def detail(found: Found) -> str:
 def _where(found: Found) -> str:
     counts = found.counts
     if not counts.systematic:
-        ever = f", though {fmt.some(counts.unique, 'is', 'are')} in some sequence" if counts.unique else ""
         with_any = found.site.with_outliers[found.variant]
+        if not with_any:
+            return "No value reaches the threshold."
+        ever = f", though {fmt.some(counts.unique, 'is', 'are')} systematic in some sequence" if counts.unique else ""
         return (
-            f"{fmt.some(with_any, 'dimension has', 'dimensions have').capitalize()} an outlier at all, in too few"
-            f" layers or at too few positions{ever}."
+            f"{fmt.some(with_any, 'dimension has', 'dimensions have')} outliers, at too few points or positions{ever}."
         )
     first, *others = found.site.systematic(found.variant)
     which = "it has" if not others else "they have"

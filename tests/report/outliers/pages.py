@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tasks.artifacts.shard import Shard
@@ -22,7 +22,7 @@ class Report:
     examined: list[Examination]
     shard: Shard
     data: OutliersData
-    html: str
+    html: str = field(repr=False)
 
     @property
     def summary(self) -> Summary:
@@ -36,10 +36,11 @@ def build(folder: Path, examined: list[Examination], host: str = "worker-1", **p
     models = [
         ExaminedModel(name=e.world.name, source=e.world.source, ablation=e.ablation is not None) for e in examined
     ]
-    given = OutliersReportParams(models=models, **{"settings": {"criteria": {"threshold": 6.0}}} | params)
+    settings = {"criteria": {"threshold": 6.0}}
+    given = OutliersReportParams.model_validate({"models": models, "settings": settings} | params)
     manifest = run_shard(store, OUTLIERS.spec(given, inputs))
     shard = Shard(store, manifest.spec.path)
-    data = collect(opened(store, models, inputs), given)
+    data = collect(opened(store, given.models, inputs), given)
     return Report(examined, shard, data, shard.file("report.html").decode())
 
 

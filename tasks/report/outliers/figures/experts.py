@@ -31,8 +31,9 @@ def experts_figure(id: str, experts: Sequence[Expert]) -> Figure:
         (SHOWN_NAMES[2], lambda e: e.rate_out),
     ]
     ratios = [2.0**k for k in (-3, -2, -1, 0, 1, 2, 3)]
-    load = _map(grid, layers, numbers, _log_ratio, lambda e: fmt.percent(e.share, 2), LOAD, "of tokens", SHOWN_NAMES[0])
+    load = _map(grid, layers, numbers, _log_ratio, LOAD, SHOWN_NAMES[0], "%{customdata:.2~%} of tokens")
     load |= {"zmin": -3, "zmax": 3}
+    load["customdata"] = [[None if e is None else short(e.share, 2) for e in row] for row in grid]
     load["colorbar"] |= {
         "tickvals": [math.log2(r) for r in ratios],
         "ticktext": ["⅛", "¼", "½", "1", "2", "4", "8"],
@@ -40,9 +41,7 @@ def experts_figure(id: str, experts: Sequence[Expert]) -> Figure:
     }
     data = [load]
     for name, rate in rates:
-        trace = _map(
-            grid, layers, numbers, rate, lambda e, rate=rate: fmt.percent(rate(e), 1), RATE, "with an outlier", name
-        )
+        trace = _map(grid, layers, numbers, rate, RATE, name, "%{z:.1~%} of its tokens with an outlier")
         trace |= {"zmin": 0, "zmax": max([rate(e) or 0.0 for e in routed] + [1e-6])}
         trace["colorbar"] |= {"tickformat": ".0%", "nticks": 5}
         data.append(trace)
@@ -75,7 +74,7 @@ def _log_ratio(e: Expert) -> float | None:
     """log2 of the share of tokens over the expected share, cut off at the colours' ends; None for no token."""
     if not e.share or not e.expected_share:
         return -3.0 if e.share == 0 else None
-    return max(-3.0, min(3.0, math.log2(e.share / e.expected_share)))
+    return short(max(-3.0, min(3.0, math.log2(e.share / e.expected_share))), 2)
 
 
 def _map(
@@ -83,21 +82,19 @@ def _map(
     layers: Sequence[int],
     numbers: Sequence[int],
     z: Callable[[Expert], float | None],
-    text: Callable[[Expert], str],
     colours: list[list[float | str]],
-    unit: str,
     name: str,
+    hovered: str,
 ) -> Spec:
     return {
         "type": "heatmap",
         "x": list(numbers),
         "y": list(layers),
         "z": [[None if e is None else short(z(e)) for e in row] for row in grid],
-        "customdata": [[None if e is None else text(e) for e in row] for row in grid],
         "colorscale": colours,
         "colorbar": {"thickness": 10, "outlinewidth": 0, "xpad": 4, "tickfont": {"color": "var(--fg)"}},
         "hoverongaps": False,
-    } | selected(SHOWN, name, SHOWN_NAMES[0], f"layer %{{y}}, expert %{{x}}<br>%{{customdata}} {unit}<extra></extra>")
+    } | selected(SHOWN, name, SHOWN_NAMES[0], f"layer %{{y}}, expert %{{x}}<br>{hovered}<extra></extra>")
 
 
 def paths_figure(id: str, experts: Sequence[Expert]) -> Figure:

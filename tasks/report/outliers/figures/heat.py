@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from tasks.report import numbers as fmt
 from tasks.report.figures import Figure, Spec, axis, escape, layout
 from tasks.report.outliers.data import VARIANTS, Site, Variant
 from tasks.report.outliers.figures.common import log_ticks, of_variant, short, thin, tick_text
@@ -86,7 +85,7 @@ def _map(site: Site, names: list[str], variant: Variant, default: Variant) -> Sp
         "y": names,
         "z": [[None if m is None else short(math.log10(m)) for m in row] for row in magnitude],
         "customdata": [
-            [None if n is None else [short(m, 4), n, fmt.percent(n / tokens, 1)] for m, n in zip(*both, strict=True)]
+            [None if n is None else [short(m), n, short(n / tokens, 2)] for m, n in zip(*both, strict=True)]
             for both in zip(magnitude, occurrences, strict=True)
         ],
         "coloraxis": "coloraxis",
@@ -97,5 +96,5 @@ def _map(site: Site, names: list[str], variant: Variant, default: Variant) -> Sp
         variant,
         default,
         "dimension %{x} at %{y}<br>largest |x| %{customdata[0]:,}<br>%{customdata[1]:,} outliers,"
-        " at %{customdata[2]} of positions<extra></extra>",
+        " at %{customdata[2]:.1~%} of positions<extra></extra>",
     )

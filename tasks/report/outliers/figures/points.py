@@ -58,12 +58,11 @@ def _trace(
         "yaxis": axis_name,
         "line": {"color": colour, "width": 1.5},
         "marker": {"color": colour, "symbol": symbol, "size": 6},
-        "text": [
-            hover(
-                p.name,
-                f"{fmt.count(p.outliers[variant])} outliers among {fmt.scaled(p.values)} values",
-                f"largest |x| {fmt.magnitude(p.max_magnitude[variant])}",
-            )
-            for p in points
-        ],
+        "text": [hover(p.name, _describe(p, variant, axis_name)) for p in points],
     } | of_variant(variant, default)
+
+
+def _describe(p: Point, variant: Variant, axis_name: str) -> str:
+    if axis_name == "y":
+        return f"largest |x| {fmt.magnitude(p.max_magnitude[variant])}"
+    return f"{fmt.count(p.outliers[variant])} outliers among {fmt.scaled(p.values)} values"
