@@ -28,10 +28,11 @@ DESCRIPTION = [
     "unique_dimensions: columns, one entry for each dimension that is systematic in any batch, or over all batches "
     "taken as one (systematic). batches: in how many it is systematic by itself; recurrence: their share. "
     "layer_percentage, seq_percentage (positions: union over batches, of the longest), total_occurrences, "
-    "negative_occurrences and max_magnitude are over all batches. mean_point_percentage: share of the tokens with an "
-    "outlier, mean over the affected points. relative_...: of outliers that are so many times their token's root "
-    "mean square. massive_occurrences: massive activations. max_over_rms, max_over_median: largest magnitude of an "
-    "outlier over its token's root mean square and median magnitude (null: the median is 0)",
+    "negative_occurrences and max_magnitude are over all batches. mean_point_percentage, max_point_percentage: share "
+    "of the tokens with an outlier at a point, mean over the affected points, and largest. relative_...: of outliers "
+    "that are so many times their token's root mean square. massive_occurrences: massive activations. max_over_rms, "
+    "max_over_median: largest magnitude of an outlier over its token's root mean square and median magnitude (null: "
+    "the median is 0)",
     "outlier_summary: total_outlier_features counts dimensions with any outlier; layer_stats: columns by point",
     "massive_activations: columns by dimension; points: at how many",
     "sites: numbers of each site, by positions",

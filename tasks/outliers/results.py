@@ -119,9 +119,12 @@ def _unique_dimensions(dimensions: pa.Table) -> dict[str, list[Any]]:
         "layer_percentage": "layer_share",
         "seq_percentage": "position_share",
         "mean_point_percentage": "mean_point_share",
+        "max_point_percentage": "max_point_share",
         "total_occurrences": "occurrences",
         "negative_occurrences": "negative",
         "relative_systematic": "relative_systematic",
+        "relative_layer_percentage": "relative_layer_share",
+        "relative_seq_percentage": "relative_position_share",
         "relative_occurrences": "relative_occurrences",
         "massive_occurrences": "massive_occurrences",
     }

@@ -97,11 +97,15 @@ class Events:
     def skip(self, first: Event) -> None:
         """Read over the whole value that begins with the event `first`. Raises Damage."""
         depth = _STEP.get(first[0], 0)
-        while depth:
-            kind, content = next(self.stream)
+        if not depth:
+            return
+        for kind, content in self.stream:
             if kind == "map_key":
                 self._check(content)
-            depth += _STEP.get(kind, 0)
+            elif kind in _STEP:
+                depth += _STEP[kind]
+                if not depth:
+                    return
 
     def key(self, *, allowed: str | None = None) -> str | None:
         """The next key of an object; None at its end. Raises Damage."""
@@ -114,7 +118,7 @@ class Events:
 
     def _check(self, key: str) -> None:
         """The beginning of a batch or document inside of another value means that the value's own end is missing."""
-        if key in ("batch_id", "analysis_summary"):
+        if key == "batch_id" or key == "analysis_summary":
             raise self.damage(f"{key!r} is not expected here")
 
     def _pieces(self, opening: bytes) -> Iterator[list[Event]]:

@@ -14,7 +14,7 @@ _LONGEST = max(map(len, STAND_INS))
 _STRING_OR_WORD = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|-?Infinity|NaN', re.DOTALL)
 _STRING_END = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
-_MAY_GO_ON = re.compile(rb"[-A-Za-z]{1,%d}\Z" % (_LONGEST - 1))
+_MAY_GO_ON = re.compile(rb"[-A-Za-z]{1,%d}\Z" % _LONGEST)
 
 
 class StandIns:

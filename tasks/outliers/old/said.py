@@ -16,7 +16,7 @@ from tasks.outliers.old.tally import Found
 _HOW = {
     "list": "its occurrences could not be read ({}): its records are those of its own list systematic_outliers",
     "header": "it could not be read ({}): its records are those of all_systematic_outliers",
-    "nothing": "it could not be read ({}), and the file lists no records of it elsewhere",
+    "nothing": "it could not be read ({}), and it is not clear which records are its own",
 }
 """Where a batch's records are from, if not from its occurrences."""
 
