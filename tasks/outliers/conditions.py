@@ -23,42 +23,46 @@ class Condition:
     """Ascending."""
 
 
-def systematic_dims(dimensions: pa.Table, summary: Mapping[str, Any]) -> list[int]:
-    """The systematic dimensions of the headline site and variant, largest magnitude first.
+@dataclass(frozen=True)
+class Found:
+    """Dimensions of the headline site and variant, largest magnitude first."""
 
-    dimensions, summary: outputs of `outliers.summary`.
-    """
+    systematic: list[int]
+    with_outliers: list[int]
+    """The systematic ones among them."""
+
+
+def found_dims(dimensions: pa.Table, summary: Mapping[str, Any]) -> Found:
+    """dimensions, summary: outputs of `outliers.summary`."""
     site = "norms" if "norms" in summary["sites"] else "residual"
-    chosen = dimensions.filter(
-        pc.and_(
-            pc.and_(pc.equal(dimensions["site"], site), pc.equal(dimensions["positions"], summary["headline"])),
-            dimensions["systematic"],
-        )
-    )
-    order = [("max_magnitude", "descending"), ("dim", "ascending")]
-    return chosen.sort_by(order)["dim"].to_pylist()
+    mine = pc.and_(pc.equal(dimensions["site"], site), pc.equal(dimensions["positions"], summary["headline"]))
+    rows = dimensions.filter(pc.and_(mine, pc.greater(dimensions["occurrences"], 0)))
+    rows = rows.sort_by([("max_magnitude", "descending"), ("dim", "ascending")])
+    return Found(rows.filter(rows["systematic"])["dim"].to_pylist(), rows["dim"].to_pylist())
 
 
-def conditions(systematic: list[int], d_model: int, settings: AblationSettings, seed: int) -> list[Condition]:
+def conditions(found: Found, d_model: int, settings: AblationSettings, seed: int) -> list[Condition]:
     """What is measured, in order: nothing at zero, then the systematic dimensions and random ones, then the largest.
 
-    systematic: largest first. The largest are left out when they are all of the systematic ones. Random dimensions
-    are drawn without replacement from those that are not systematic. Where these are no more than wanted, the one draw
-    there is takes all of them; where there are none, there is none.
+    The largest are those of the systematic dimensions; left out when they are all of them. Where no dimension is
+    systematic, the largest with any outlier are set to zero: the criteria are a convention, the harm is not.
+
+    Random dimensions are drawn without replacement from those that are not systematic, nor set to zero themselves.
+    Where these are no more than wanted, the one draw there is takes all of them; where there are none, there is none.
     """
-    found = [Condition("none", 0, ())]
-    if not systematic:
-        return found
-    chosen = {"systematic": systematic}
-    if len(systematic) > settings.largest:
-        chosen["largest"] = systematic[: settings.largest]
-    others = np.setdiff1d(np.arange(d_model), systematic)
+    plan = [Condition("none", 0, ())]
+    chosen = {"systematic": found.systematic}
+    if len(found.systematic) > settings.largest or not found.systematic:
+        chosen["largest"] = (found.systematic or found.with_outliers)[: settings.largest]
     for name, dims in chosen.items():
-        found.append(Condition(name, 0, tuple(sorted(dims))))
+        if not dims:
+            continue
+        others = np.setdiff1d(np.arange(d_model), [*found.systematic, *dims])
+        plan.append(Condition(name, 0, tuple(sorted(dims))))
         size = min(len(dims), len(others))
         draws = settings.random_draws if size < len(others) else min(len(others), 1)
         for draw in range(draws):
             rng = np.random.default_rng(derive_seed("ablation", seed, f"random_{name}", draw))
             drawn = rng.choice(others, size, replace=False)
-            found.append(Condition(f"random_{name}", draw, tuple(sorted(drawn.tolist()))))
-    return found
+            plan.append(Condition(f"random_{name}", draw, tuple(sorted(drawn.tolist()))))
+    return plan

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tasks.context import ShardContext
 from tasks.models.load import load
 from tasks.outliers.ablation import Ablation, Measured
-from tasks.outliers.conditions import Condition, conditions, systematic_dims
+from tasks.outliers.conditions import Condition, conditions, found_dims
 from tasks.outliers.effects import effects
 from tasks.outliers.spec import AblationParams
 
@@ -32,7 +32,7 @@ def run(ctx: ShardContext) -> None:
     """Tables `ablation` (a row per condition, draw and sequence), `dims`, `effects`. A chunk per condition and draw."""
     p: AblationParams = ctx.params
     prepared, summary = ctx.input("prepared"), ctx.input("summary")
-    found = systematic_dims(summary.table("dimensions"), summary.json("summary"))
+    found = found_dims(summary.table("dimensions"), summary.json("summary"))
     plan = conditions(found, prepared.json("study")["model_info"]["d_model"], p.settings, ctx.seed)
     sequences = prepared.table("sequences", ["tokens"]).slice(0, p.settings.sequences)["tokens"].to_pylist()
     ablation = None
@@ -55,6 +55,7 @@ def run(ctx: ShardContext) -> None:
     ctx.count(sequences=len(sequences))
     if ablation is not None:
         ctx.note("batch_size", ablation.batch_size)
+        ctx.note("spread", loaded.spread)
 
 
 def _rows(condition: Condition, measured: Sequence[Measured]) -> pa.Table:

@@ -24,9 +24,11 @@ Numbered = tuple[int, list[int]]
 
 
 def run(ctx: ShardContext) -> None:
-    """Tensors `state`: one summary a chunk (`SiteState.arrays` by site, and the routing); tables `systematic` and
-    `sequences`, of single sequences; table `points`, what the points are called. A batch holds the same sequences whatever the shard, so results do not depend on
-    how the work is cut."""
+    """Tensors `state`: one summary a chunk (`SiteState.arrays` by site, and the routing). Tables `systematic` and
+    `sequences`, of single sequences; table `points`, what the points are called.
+
+    A batch holds the same sequences whatever the shard, so results do not depend on how the work is cut.
+    """
     p: ScanParams = ctx.params
     sequences = _sequences(ctx)
     size = p.batch_size * BATCHES_PER_CHUNK
@@ -66,7 +68,11 @@ class _Scan:
         ctx, p = self._ctx, self._ctx.params
         ctx.log(f"loading {p.model.source}")
         loaded: LoadedModel = load(p.model, ctx.runtime.device, p.model_fingerprint, offload=True)
+        ctx.note("spread", loaded.spread)
         scanner = Scanner(loaded, p.sites, p.criteria)
+        if scanner.unwatched:
+            ctx.log(scanner.unwatched)
+            ctx.note("routing", scanner.unwatched)
         return scanner
 
     def add(self, batch: Sequence[Numbered], summary: _Summary) -> None:

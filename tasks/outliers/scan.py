@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.errors import BadInput
 from tasks.models.batching import Batch
-from tasks.models.experts import Routing, moe_blocks, routing
+from tasks.models.experts import MoeBlock, Routing, moe_blocks, routing
+from tasks.models.layout import Layout
 from tasks.models.load import LoadedModel
 from tasks.models.points import Point, norm_points, residual_points, watching
 from tasks.outliers.classify import Pairs, pairs, shares
@@ -44,7 +46,7 @@ class Scanner:
         self.headline: Site = "norms" if "norms" in sites else "residual"
         found = {"norms": lambda: norm_points(loaded.model, loaded.layout), "residual": self._residual_points}
         self.points: dict[Site, list[Point]] = {site: found[site]() for site in sites}
-        self.blocks = moe_blocks(loaded.layout)
+        self.blocks, self.unwatched = _moe_blocks(loaded.layout)
         self._thresholds = Thresholds.of(criteria)
         self.begin()
 
@@ -117,3 +119,11 @@ class Scanner:
             inf=buffers.inf.sum(1).cpu().numpy(),
             pairs=pairs(first, rest, found, self.criteria.headline) if site == self.headline else None,
         )
+
+
+def _moe_blocks(layout: Layout) -> tuple[list[MoeBlock], str]:
+    """The mixtures of experts, and why they are not watched if they are not: everything else can be."""
+    try:
+        return moe_blocks(layout), ""
+    except BadInput as error:
+        return [], f"routers are not watched: {error.problem}"

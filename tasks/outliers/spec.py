@@ -92,7 +92,10 @@ class AblationSettings(BaseModel):
     enabled: bool = Field(True, description="Measure perplexity with the found dimensions, and random ones, at zero")
     sequences: int = Field(16, ge=1, description="Sequences to measure on: the first ones")
     largest: int = Field(
-        7, ge=1, description="Besides all systematic dimensions, the so many of the largest magnitude are set to zero"
+        7,
+        ge=1,
+        description="Besides all systematic dimensions, the so many of the largest magnitude are set to zero; where "
+        "none is systematic, of those with any outlier",
     )
     random_draws: int = Field(5, ge=1, le=100, description="Draws of as many random dimensions, for comparison")
 

@@ -1,17 +1,9 @@
-"""Seeds that follow from what they are for, never from call order, batch size or shard layout."""
+"""Seeds of single generations."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from tasks.patching.spec import Arm, Phase
-
-
-def derive_seed(*parts: str | int) -> int:
-    """63-bit integer from the SHA-256 of the parts' JSON array, so ("a", "bc") and ("ab", "c") differ."""
-    text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(text.encode("ascii")).digest()[:8], "big") >> 1
+from tasks.seeds import derive_seed
 
 
 def trial_seed(run_seed: int, phase: Phase, prompt: str, condition: str, arm: Arm, feature: str, trial: int) -> int:

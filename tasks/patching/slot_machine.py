@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.errors import BadInput
-from tasks.patching.seeds import derive_seed
+from tasks.seeds import derive_seed
 
 START_BALANCE = 100
 WIN_RATE = 0.3

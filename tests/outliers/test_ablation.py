@@ -24,7 +24,7 @@ from tasks.models.load import LoadedModel, load
 from tasks.models.points import norm_points, watching
 from tasks.models.spec import ModelRef
 from tasks.outliers.ablation import Ablation, Measured
-from tasks.outliers.conditions import Condition, conditions, systematic_dims
+from tasks.outliers.conditions import Condition, Found, conditions, found_dims
 from tasks.outliers.effects import effects
 from tasks.outliers.run_ablation import ABLATION as TABLE
 from tasks.outliers.spec import (
@@ -223,8 +223,11 @@ class TestMeasure:
 
 
 class TestConditions:
-    def found(self, systematic: list[int], seed: int = 0, d_model: int = 64, **settings: int) -> list[Condition]:
-        return conditions(systematic, d_model, AblationSettings(**settings), seed)
+    def found(
+        self, systematic: list[int], others: Sequence[int] = (), seed: int = 0, d_model: int = 64, **settings: int
+    ) -> list[Condition]:
+        found = Found(systematic, [*systematic, *others])
+        return conditions(found, d_model, AblationSettings(**settings), seed)
 
     def test_all_of_them(self) -> None:
         plan = self.found([9, 4, 60, 2], largest=2, random_draws=3)
@@ -253,7 +256,18 @@ class TestConditions:
         names = {c.name for c in self.found([9, 4], largest=2)}
         assert names == {"none", "systematic", "random_systematic"}
 
-    def test_without_systematic_dimensions_there_is_nothing_to_compare(self) -> None:
+    def test_without_systematic_dimensions_the_largest_with_outliers(self) -> None:
+        plan = self.found([], [8, 1, 30], largest=2, random_draws=2)
+        assert [(c.name, c.draw) for c in plan] == [
+            ("none", 0),
+            ("largest", 0),
+            ("random_largest", 0),
+            ("random_largest", 1),
+        ]
+        assert plan[1].dims == (1, 8)
+        assert not {1, 8} & {*plan[2].dims, *plan[3].dims}
+
+    def test_without_outliers_there_is_nothing_to_compare(self) -> None:
         assert self.found([]) == [Condition("none", 0, ())]
 
     def test_more_systematic_dimensions_than_others(self) -> None:
@@ -272,13 +286,15 @@ class TestConditions:
             ("norms", "all", 6, False, 99.0),
             ("norms", "without_first", 7, True, 8.0),
             ("residual", "all", 8, True, 8.0),
+            ("norms", "all", 2, False, 0.0),
         ]
-        names = ("site", "positions", "dim", "systematic", "max_magnitude")
+        rows = [(*row, int(row[-1] > 0)) for row in rows]
+        names = ("site", "positions", "dim", "systematic", "max_magnitude", "occurrences")
         table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
         both = {"norms": {}, "residual": {}}
-        assert systematic_dims(table, {"headline": "all", "sites": both}) == [3, 4, 5]
-        assert systematic_dims(table, {"headline": "without_first", "sites": both}) == [7]
-        assert systematic_dims(table, {"headline": "all", "sites": {"residual": {}}}) == [8]
+        assert found_dims(table, {"headline": "all", "sites": both}) == Found([3, 4, 5], [6, 3, 4, 5])
+        assert found_dims(table, {"headline": "without_first", "sites": both}) == Found([7], [7])
+        assert found_dims(table, {"headline": "all", "sites": {"residual": {}}}) == Found([8], [8])
 
 
 def table_of(
@@ -407,9 +423,9 @@ class TestTask:
         ref = ModelRef(source=str(folder))
         text = TextSource(sequences=4, length=24, pack=False)
         prepared = run_shard(store, PREPARE.spec(PrepareParams(model=ref, text=text)))
-        names = ("site", "positions", "dim", "systematic", "max_magnitude")
-        rows = [("norms", "all", dim, True, 9.0 - n) for n, dim in enumerate(systematic)]
-        rows.append(("norms", "all", 50, False, 99.0))
+        names = ("site", "positions", "dim", "systematic", "max_magnitude", "occurrences")
+        rows = [("norms", "all", dim, True, 9.0 - n, 4) for n, dim in enumerate(systematic)]
+        rows.append(("norms", "all", 50, False, 99.0, 1))
         summary = run_shard(
             store,
             GIVEN.spec(
@@ -432,7 +448,7 @@ class TestTask:
         events: list[dict[str, Any]] = []
         manifest = run_shard(store, spec, report=events.append)
         shard = Shard(store, spec.path)
-        plan = conditions(SYSTEMATIC, 64, AblationSettings(largest=2, random_draws=2), 7)
+        plan = conditions(Found(SYSTEMATIC, SYSTEMATIC), 64, AblationSettings(largest=2, random_draws=2), 7)
         assert [(row["condition"], row["draw"], tuple(row["dims"])) for row in shard.table("dims").to_pylist()] == [
             (c.name, c.draw, c.dims) for c in plan
         ]
@@ -450,7 +466,7 @@ class TestTask:
             assert {row["n_dims"] for row in mine} == {len(condition.dims)}
         assert shard.table("effects") == effects(shard.table("ablation"), 7)
         assert shard.counts == {"conditions": 7, "sequences": 3, "tokens": 7 * 3 * 23}
-        assert manifest.run["notes"] == {"batch_size": 2}
+        assert manifest.run["notes"].keys() == {"batch_size", "spread"}
         progress = [event for event in events if event["event"] == "progress"]
         assert progress[-1]["done"] == progress[-1]["total"] == 21
 
@@ -458,8 +474,8 @@ class TestTask:
         spec = self.spec(store, folder, [])
         run_shard(store, spec)
         shard = Shard(store, spec.path)
-        assert shard.table("effects")["condition"].to_pylist() == ["none"]
-        assert shard.table("dims")["dims"].to_pylist() == [[]]
+        assert shard.table("effects")["condition"].to_pylist() == ["none", "largest", "random_largest"]
+        assert shard.table("dims")["dims"].to_pylist()[:2] == [[], [50]]
 
     def test_an_interrupted_run_goes_on(self, store: Store, folder: Path, tmp_path: Path, monkeypatch) -> None:
         spec = self.spec(store, folder, SYSTEMATIC)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pyarrow as pa
 
-from tasks.patching.seeds import derive_seed
 from tasks.patching.spec import VerdictParams, VerdictSettings
+from tasks.seeds import derive_seed
 
 PROMPTS, CHOICES = ("safe", "risky"), ("bet", "stop")
 OUTCOMES = (*CHOICES, "invalid")
