@@ -45,7 +45,7 @@ def in_words(effect: Effect) -> str:
     return {
         "none": "nothing",
         "systematic": f"{'all ' if n > 1 else 'the '}{n} systematic dimension{plural}",
-        "largest": f"the {n} largest of them",
+        "largest": f"the {n} largest" if n > 1 else "the largest one",
         "random_systematic": f"{n} random dimension{plural}{draws}",
         "random_largest": f"{n} random dimension{plural}{draws}",
     }[effect.condition]

@@ -157,7 +157,7 @@ def _sequences(found: Found, warnings: Sequence[str]) -> Iterable[Caution]:
 
 def _ablation(found: Found) -> Iterable[Caution]:
     if found.ablation is None:
-        if found.counts.systematic:
+        if found.site.with_outliers[found.variant]:
             yield note("no-ablation", "No functional check was run: it is not known what the dimensions do.")
         return
     wide = [

@@ -107,7 +107,7 @@ def read_model(examined: Examined, study: Mapping[str, Any], about: Mapping[str,
 def summary_row(found: Found) -> SummaryRow:
     """The model in numbers."""
     counts, checked = found.counts, found.ablation
-    zeroed, random = (checked.effect(c) if checked else None for c in ("systematic", "random_systematic"))
+    zeroed, random = checked.main if checked else (None, None)
     magnitudes = [p.max_magnitude[found.variant] for p in found.site.points]
     return SummaryRow(
         model=found.name,

@@ -19,8 +19,8 @@ class SummaryRow(Record):
 
     `systematic`: dimensions that are systematic over all sequences together; `per_sequence`: mean number of those that
     are so in one sequence. The mean shares are over (sequence, systematic dimension) pairs, None without any.
-    `massive`: dimensions with a massive activation. `perplexity_ratio`: with the systematic dimensions at zero, to the
-    untouched model; `random_perplexity_ratio` with as many random ones.
+    `massive`: dimensions with a massive activation. `perplexity_ratio`: with the systematic dimensions at zero, or the
+    largest where none is systematic, to the untouched model; `random_perplexity_ratio` with as many random ones.
     """
 
     model: str
@@ -219,6 +219,12 @@ class Ablation(Record):
 
     def effect(self, condition: str) -> Effect | None:
         return next((e for e in self.effects if e.condition == condition), None)
+
+    @property
+    def main(self) -> tuple[Effect | None, Effect | None]:
+        """The systematic dimensions at zero, or the largest where none is systematic, and their random control."""
+        name = "systematic" if self.effect("systematic") else "largest"
+        return self.effect(name), self.effect(f"random_{name}")
 
 
 class Criteria(Record):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tasks.report import numbers as fmt
+from tasks.report.outliers.ablation import in_words
 from tasks.report.outliers.data import Dimension, ModelReport, OutliersData
 from tasks.report.outliers.figures.common import VARIANT_NAMES
 from tasks.report.outliers.sentences import place
@@ -10,31 +11,26 @@ from tasks.report.outliers.sentences import place
 
 def model_tiles(model: ModelReport) -> list[tuple[str, str]]:
     """A model's key numbers: (value, what it counts)."""
-    counts, row, facts = model.counts, model.row, model.facts
-    tiles = [
-        (fmt.count(counts.systematic), f"of {fmt.count(facts.d_model)} dimensions are systematic outliers"),
-        (
-            fmt.mean(counts.mean_per_sequence),
-            f"of them in a sequence on average; {fmt.count(counts.in_all)} in every one",
-        ),
-        (fmt.percent(counts.mean_layer_share), "of the watched points affected, on average"),
-        (fmt.percent(counts.mean_position_share), "of the positions affected, on average"),
-        (fmt.magnitude(row.largest_magnitude), f"largest magnitude in {place(model.site)}"),
-        (
-            fmt.count(counts.relative_systematic),
-            f"systematic against the token’s rms (at least {plain(model.criteria.relative_threshold)} times it)",
-        ),
+    counts, row, facts, needed = model.counts, model.row, model.facts, plain(model.criteria.relative_threshold)
+    tiles = [(fmt.count(counts.systematic), f"of {fmt.count(facts.d_model)} dimensions are systematic outliers")]
+    if counts.pairs:
+        recurring = f"of them in a sequence on average; {fmt.count(counts.in_all)} in every one"
+        tiles += [
+            (fmt.mean(counts.mean_per_sequence), recurring),
+            (fmt.percent(counts.mean_layer_share), "of the watched points affected, on average"),
+            (fmt.percent(counts.mean_position_share), "of the positions affected, on average"),
+        ]
+    tiles += [
+        (fmt.magnitude(row.largest_magnitude), f"largest magnitude of an outlier in {place(model.site)}"),
+        (fmt.count(counts.relative_systematic), f"systematic against the token’s rms (at least {needed} times it)"),
         (fmt.count(row.massive), "dimensions with massive activations"),
     ]
-    if row.perplexity_ratio is not None:
-        random = fmt.ratio(row.random_perplexity_ratio)
-        tiles.append(
-            (
-                f"×{fmt.NBSP}{fmt.ratio(row.perplexity_ratio)}",
-                f"perplexity with them at zero; random ones ×{fmt.NBSP}{random}",
-            )
-        )
-    tiles.append((fmt.scaled(facts.tokens), f"tokens read in {fmt.some(facts.sequences, 'sequence', 'sequences')}"))
+    zeroed, _ = model.ablation.main if model.ablation else (None, None)
+    if zeroed:
+        random = f"; random ones ×{fmt.NBSP}{fmt.ratio(row.random_perplexity_ratio)}"
+        label = f"perplexity with {in_words(zeroed)} at zero{random if row.random_perplexity_ratio else ''}"
+        tiles.append((f"×{fmt.NBSP}{fmt.ratio(zeroed.ratio)}", label))
+    tiles.append((fmt.count(facts.tokens), f"tokens read in {fmt.some(facts.sequences, 'sequence', 'sequences')}"))
     return tiles
 
 
@@ -44,7 +40,7 @@ def sweep_tiles(data: OutliersData) -> list[tuple[str, str]]:
     failed = f", {len(data.failures)} failed" if data.failures else ""
     having = sum(r.systematic > 0 for r in rows)
     share = [r.systematic / r.d_model for r in rows]
-    ratios = [r.perplexity_ratio for r in rows if r.perplexity_ratio is not None]
+    ratios = [r.perplexity_ratio for r in rows if r.systematic and r.perplexity_ratio is not None]
     sizes = [r.parameters for r in rows if r.parameters]
     largest = [r.largest_magnitude for r in rows if r.largest_magnitude is not None]
     tiles = [

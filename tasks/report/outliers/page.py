@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report import numbers as fmt
@@ -20,13 +21,14 @@ from tasks.report.outliers.figures.dimensions import (
 )
 from tasks.report.outliers.figures.experts import SHOWN_NAMES, experts_figure, paths_figure
 from tasks.report.outliers.figures.heat import heat_figure
-from tasks.report.outliers.figures.plane import AGAINST_NAMES, plane_figure, scale_figure
+from tasks.report.outliers.figures.plane import AGAINST_NAMES, CRITERION_NAMES, plane_figure, scale_figure
 from tasks.report.outliers.figures.points import points_figure
 from tasks.report.outliers.figures.sizes import PHASE_CHANGE, SIZE_NAMES, size_figures
 from tasks.report.outliers.sentences import place
 from tasks.report.records import RunFacts
 
 ROWS = 24
+FEW = 12
 TABLE_ROWS = 240
 SITE_TITLES = {"norms": "What enters attention and FFN", "residual": "The residual stream"}
 
@@ -52,6 +54,7 @@ class ModelPlots:
     ablation: list[Figure]
     experts: list[Figure]
     rows_shown: int
+    rows_of: int
     table: list[Dimension]
 
     def all(self) -> list[Figure]:
@@ -81,6 +84,7 @@ def render(data: OutliersData, run: RunFacts) -> str:
         variants=VARIANT_NAMES,
         size_names=SIZE_NAMES,
         against_names=AGAINST_NAMES,
+        criterion_names=CRITERION_NAMES,
         expert_names=SHOWN_NAMES,
         phase_change=fmt.scaled(PHASE_CHANGE),
         site_titles=SITE_TITLES,
@@ -118,20 +122,21 @@ def sections(data: OutliersData, sweep: bool) -> list[tuple[str, str]]:
 
 def model_plots(id: str, model: ModelReport, table_rows: int) -> ModelPlots:
     """All figures of one model; their ids begin with `id`."""
-    dims = model.site.systematic(model.variant)
+    dims = worth_a_row(model.site.dimensions[model.variant])
     recurring = [d for d in model.site.dimensions[model.variant] if d.systematic or d.sequences]
-    rows, sequences = dims[:ROWS], model.facts.sequences
+    rows, sequences = [d for d in dims if d.occurrences][:ROWS], model.facts.sequences
     return ModelPlots(
         id=id,
         sites=[site_plots(f"{id}-{site.site}", site, model) for site in model.sites],
         rows=[
             shares_figure(f"{id}-shares", rows, model.criteria.position_share),
             sign_figure(f"{id}-sign", rows),
-            recurrence_rows_figure(f"{id}-recurrence-rows", rows, sequences),
+            *([recurrence_rows_figure(f"{id}-recurrence-rows", rows, sequences)] if recurring else []),
         ]
         if rows
         else [],
         rows_shown=len(rows),
+        rows_of=len(dims),
         recurrence=recurrence_figure(f"{id}-recurrence", recurring, sequences) if len(recurring) > len(rows) else None,
         ablation=_ablation(id, model),
         experts=[experts_figure(f"{id}-load", model.experts), paths_figure(f"{id}-paths", model.experts)]
@@ -139,6 +144,14 @@ def model_plots(id: str, model: ModelReport, table_rows: int) -> ModelPlots:
         else [],
         table=dims[:table_rows],
     )
+
+
+def worth_a_row(dims: Sequence[Dimension]) -> list[Dimension]:
+    """All systematic dimensions, then those that are so against the rms, then the largest others up to a dozen."""
+    found = [d for d in dims if d.systematic]
+    relative = [d for d in dims if not d.systematic and d.relative_systematic]
+    found += sorted(relative, key=lambda d: (-d.max_magnitude, -(d.max_over_rms or 0.0), d.dim))
+    return found + [d for d in dims if not d.systematic and not d.relative_systematic][: max(0, FEW - len(found))]
 
 
 def _ablation(id: str, model: ModelReport) -> list[Figure]:

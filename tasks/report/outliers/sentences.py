@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tasks.report import numbers as fmt
-from tasks.report.outliers.data import Effect, Failure, Found, ModelReport, Site
+from tasks.report.outliers.ablation import in_words
+from tasks.report.outliers.data import Dimension, Effect, Failure, Found, ModelReport, Site
 
 PLACES = {"norms": "what enters attention and FFN", "residual": "the residual stream"}
 
@@ -31,9 +32,8 @@ def _where(found: Found) -> str:
         if not with_any:
             return "No value reaches the threshold."
         ever = f", though {fmt.some(counts.unique, 'is', 'are')} systematic in some sequence" if counts.unique else ""
-        return (
-            f"{fmt.some(with_any, 'dimension has', 'dimensions have')} outliers, at too few points or positions{ever}."
-        )
+        some = "1 dimension has" if with_any == 1 else f"{fmt.count(with_any)} dimensions have"
+        return f"{some} outliers, at too few points or positions{ever}{_nearest(found)}."
     first, *others = found.site.systematic(found.variant)
     which = "it has" if not others else "they have"
     return (
@@ -43,14 +43,32 @@ def _where(found: Found) -> str:
     )
 
 
+def _nearest(found: Found) -> str:
+    """The dimension that misses the criteria by least."""
+    needed = found.criteria
+    dims = [d for d in found.site.dimensions[found.variant] if d.occurrences]
+    if not dims:
+        return ""
+
+    def reached(d: Dimension) -> float:
+        return min(d.layer_share / needed.layer_share, d.position_share / needed.position_share)
+
+    best = max(dims, key=lambda d: (reached(d), d.max_magnitude))
+    return (
+        f"; nearest is dimension {best.dim}, at {fmt.percent(best.layer_share)} of the points and"
+        f" {fmt.percent(best.position_share)} of the positions, up to {fmt.magnitude(best.max_magnitude)}"
+    )
+
+
 def _loss(found: Found) -> str:
     """'Setting them to zero multiplies perplexity by 41 (95 % interval 30 to 55), as many random ones by 1.01.'"""
     checked = found.ablation
-    zeroed = checked.effect("systematic") if checked else None
-    if checked is None or zeroed is None:
+    zeroed, control = checked.main if checked else (None, None)
+    if zeroed is None:
         return ""
-    control = checked.effect("random_systematic")
     them, random = ("it", "a random one") if zeroed.n_dims == 1 else ("them", "as many random ones")
+    if zeroed.condition == "largest":
+        them = in_words(zeroed)
     if control and control.n_dims < zeroed.n_dims:
         random = f"all {fmt.count(control.n_dims)} others"
     beside = f", {random} by {fmt.ratio(control.ratio)}" if control and control.ratio is not None else ""
@@ -99,7 +117,7 @@ def _of(model: ModelReport) -> str:
 
 def sweep_lead(models: Sequence[ModelReport]) -> str:
     """What zeroing them costs, over the models where that was checked."""
-    checked = [m for m in models if m.row.perplexity_ratio is not None]
+    checked = [m for m in models if m.counts.systematic and m.row.perplexity_ratio is not None]
     if not checked:
         return ""
     most = max(checked, key=lambda m: m.row.perplexity_ratio or 0.0)

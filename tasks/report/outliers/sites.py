@@ -56,7 +56,8 @@ def _site(
     found = {v: [_dimension(r, names) for r in tables["dimensions"] if r["positions"] == v] for v in VARIANTS}
     ranked = {v: sorted(found[v], key=_strength) for v in VARIANTS}
     tokens = sum(r["tokens"] for r in tables["sequences"])
-    columns = [d.dim for d in ranked[headline] if d.systematic or d.sequences]
+    detailed = {r["dim"] for r in tables["dimension_points"]}
+    columns = [d.dim for d in ranked[headline] if d.dim in detailed and d.occurrences]
     return Site(
         site=site,
         points=[_point(r) for r in points],

@@ -356,12 +356,13 @@ def examine(world: World) -> Examination:
     if world.experts:
         tables["experts"] = experts(world)
     found = [d for d in tables["dimensions"].to_pylist() if (d["site"], d["positions"]) == ("norms", headline)]
-    systematic = sorted((d for d in found if d["systematic"]), key=lambda d: -d["max_magnitude"])
+    found = sorted((d for d in found if d["occurrences"]), key=lambda d: -d["max_magnitude"])
+    systematic = [d["dim"] for d in found if d["systematic"]]
     return Examination(
         world,
         Stage(json={"study": study}, counts={"sequences": world.sequences}),
         Stage(tables=tables, json={"summary": summary}, counts={"sequences": world.sequences}),
-        None if world.ablation is None else ablation(world, [d["dim"] for d in systematic]),
+        None if world.ablation is None else ablation(world, systematic, [d["dim"] for d in found]),
     )
 
 
@@ -396,18 +397,28 @@ def experts(world: World) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def ablation(world: World, systematic: list[int], largest: int = 7) -> Stage:
-    """The functional check: zeroing costs `world.ablation` nats, random dimensions next to nothing."""
+def ablation(world: World, systematic: list[int], found: list[int], largest: int = 7) -> Stage:
+    """The functional check: zeroing costs `world.ablation` nats, random dimensions next to nothing.
+
+    `found`: dimensions with outliers; the largest of them are zeroed where none is systematic.
+    """
     rng = np.random.default_rng([world.seed, 9])
     base = rng.normal(3.1, 0.15, world.sequences)
     sizes = {"none": 0, "systematic": len(systematic), "random_systematic": min(len(systematic), world.d // 2)}
-    if len(systematic) > largest:
+    if not systematic:
+        n = min(largest, len(found))
+        sizes = {"none": 0} | ({"largest": n, "random_largest": n} if n else {})
+    elif len(systematic) > largest:
         sizes |= {"largest": largest, "random_largest": largest}
     costs = {"none": 0.0, "systematic": world.ablation, "largest": 0.8 * world.ablation}
     rows, dims = [], []
-    for condition, n in sizes.items() if systematic else [("none", 0)]:
+    for condition, n in sizes.items():
         for draw in range(5 if condition.startswith("random") else 1):
-            chosen = systematic[:n] if not condition.startswith("random") else rng.choice(world.d, n, False).tolist()
+            chosen = (
+                (systematic or found)[:n]
+                if not condition.startswith("random")
+                else rng.choice(world.d, n, False).tolist()
+            )
             dims.append({"condition": condition, "draw": draw, "dims": sorted(chosen)})
             for sequence in range(world.sequences):
                 cost = costs.get(condition, 0.004) * float(np.exp(rng.normal(0, 0.08)))

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 
 from tasks.report.outliers.data import VARIANTS, ModelReport
+from tasks.report.outliers.page import model_plots
+from tasks.report.outliers.sentences import sweep_lead
 from tests.report.outliers.pages import Report, build
 from tests.report.outliers.synthetic import Examination, Planted, Stage, World, examine
-from tests.report.outliers.worlds import BROKEN, FAILURE, LARGE, MOE, NONE, SMALL, SWEEP, UNCHECKED
+from tests.report.outliers.worlds import BROKEN, FAILURE, LARGE, MOE, NEAR, NONE, SMALL, SWEEP, UNCHECKED
 
 
 def pairs(report: Report) -> list[tuple[ModelReport, Examination]]:
@@ -174,6 +176,24 @@ def test_a_list_of_ablations_must_fit_the_models(tmp_path, examined: list[Examin
     unchecked = replace(examined[0], ablation=None)
     with pytest.raises(ValueError, match=r"0 ablations for 1 models"):
         build(tmp_path, [unchecked], models=[{"name": "x", "source": "x", "ablation": True}])
+
+
+def test_near_misses_are_shown_and_checked(tmp_path):
+    report = build(tmp_path, [examine(NEAR)])
+    [found] = report.data.models
+    largest = found.ablation.effect("largest")
+    assert found.counts.systematic == 0
+    assert found.row.perplexity_ratio == largest.ratio > 100
+    assert found.ablation.main == (largest, found.ablation.effect("random_largest"))
+    assert report.data.headline == "None of the 96 dimensions of Near-1B is a systematic outlier."
+    text = report.data.lead.replace("\u00a0", " ")
+    assert "2 dimensions have outliers, at too few points or positions; nearest is dimension 7, at 20 %" in text
+    assert "Setting the 2 largest to zero multiplies perplexity by" in text
+    assert sweep_lead(report.data.models) == "", "these are not systematic ones"
+    plots = model_plots("m0", found, 20)
+    assert [d.dim for d in plots.table][:2] == [7, 30]
+    assert [f.id for f in plots.rows] == ["m0-shares", "m0-sign"]
+    assert "No dimension is systematic over all sequences together." in report.html
 
 
 def test_sources_and_settings(sweep: Report):

@@ -10,6 +10,7 @@ import pytest
 from tasks.report.outliers.figures.common import VARIANT_NAMES, log_ticks, tick_text
 from tasks.report.outliers.figures.dimensions import BARS, recurrence_figure
 from tasks.report.outliers.figures.heat import heat_figure
+from tasks.report.outliers.figures.plane import scale_figure
 from tasks.report.outliers.figures.sizes import SIZE_NAMES, size_figures
 from tasks.report.outliers.page import model_plots
 from tests.report.outliers.pages import Report
@@ -69,12 +70,39 @@ def test_plane_holds_every_dimension_of_both_variants(sweep: Report, plots):
         for site, drawn in zip(m.sites, plots[m.name].sites, strict=True):
             for variant, name in VARIANT_NAMES.items():
                 dims = {d.dim: d for d in site.dimensions[variant] if d.occurrences}
-                shown = traces(drawn.plane, positions=name) if drawn.plane else []
+                shown = traces(drawn.plane, positions=name, criterion="by magnitude") if drawn.plane else []
                 points = [(c[0], x, y) for t in shown for x, y, c in zip(t["x"], t["y"], t["customdata"], strict=True)]
                 assert sorted(dim for dim, _, _ in points) == sorted(dims)
                 for dim, x, y in points:
                     assert x == pytest.approx(dims[dim].layer_share, abs=1e-3)
                     assert y == pytest.approx(dims[dim].position_share, abs=1e-3)
+
+
+def test_plane_against_the_rms(sweep: Report, plots):
+    site = sweep.data.models[SWEEP.index(SMALL)].site
+    shown = traces(plots[SMALL.name].sites[0].plane, positions=VARIANT_NAMES["all"], criterion="against the rms")
+    assert not any(t["visible"] for t in shown)
+    found = {c[0] for t in shown if t["name"] == "systematic" for c in t["customdata"]}
+    assert found == {d.dim for d in site.dimensions["all"] if d.relative_systematic}
+
+
+def test_dimensions_below_the_threshold_stand_left_of_it(sweep: Report):
+    found = sweep.data.models[SWEEP.index(SMALL)]
+    [first, *rest] = found.site.dimensions["all"]
+    below = first.model_copy(update={"systematic": False, "occurrences": 0, "max_magnitude": 0.0})
+    site = found.site.model_copy(update={"dimensions": {"all": [below, *rest], "without_first": rest}})
+    figure = scale_figure("x", site, found.criteria, "all")
+    axis = figure.layout["xaxis"]
+    assert axis["ticktext"][0] == "< 6"
+    [t] = [
+        t
+        for t in traces(figure, positions=VARIANT_NAMES["all"], against="median")
+        if t["name"] == "systematic against the rms"
+    ]
+    at = [c[0] for c in t["customdata"]].index(first.dim)
+    assert t["x"][at] == pytest.approx(axis["tickvals"][0], rel=0.01)
+    assert t["x"][at] < found.criteria.threshold
+    assert t["customdata"][at][1] == "below the threshold"
 
 
 def test_scale_figure_has_both_measures(sweep: Report, plots):

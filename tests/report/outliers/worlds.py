@@ -84,6 +84,17 @@ BROKEN = World(
 )
 """With NaN among its activations, a name that is markup, and a dimension that does nothing."""
 
+NEAR = World(
+    name="Near-1B",
+    source="example/near",
+    layers=20,
+    planted=(Planted(7, 45, 1, 0.2, 0.8), Planted(30, 22, -1, 0.1, 0.01)),
+    ablation=6.0,
+    sequences=8,
+    seed=6,
+)
+"""Two dimensions with outliers at too few points: what is set to zero are the largest ones."""
+
 SWEEP = (SMALL, LARGE, MOE, UNCHECKED, NONE, BROKEN)
 FAILURE = {
     "name": "Gated-70B",

@@ -74,7 +74,7 @@ def _log_ratio(e: Expert) -> float | None:
     """log2 of the share of tokens over the expected share, cut off at the colours' ends; None for no token."""
     if not e.share or not e.expected_share:
         return -3.0 if e.share == 0 else None
-    return short(max(-3.0, min(3.0, math.log2(e.share / e.expected_share))), 2)
+    return max(-3.0, min(3.0, math.log2(e.share / e.expected_share)))
 
 
 def _map(
@@ -90,7 +90,7 @@ def _map(
         "type": "heatmap",
         "x": list(numbers),
         "y": list(layers),
-        "z": [[None if e is None else short(z(e)) for e in row] for row in grid],
+        "z": [[None if e is None else short(z(e), 2) for e in row] for row in grid],
         "colorscale": colours,
         "colorbar": {"thickness": 10, "outlinewidth": 0, "xpad": 4, "tickfont": {"color": "var(--fg)"}},
         "hoverongaps": False,

@@ -7,30 +7,46 @@ from collections.abc import Callable, Sequence
 from tasks.report import numbers as fmt
 from tasks.report.figures import Figure, Spec, axis, layout, selected
 from tasks.report.outliers.data import VARIANTS, Criteria, Dimension, Site, Variant
-from tasks.report.outliers.figures.common import line, log_axis, of_variant, positive, short
+from tasks.report.outliers.figures.common import line, log_axis, log_ticks, of_variant, positive, short, tick_text
 
 SYSTEMATIC = {"symbol": "circle", "color": "var(--accent)", "size": 9, "line": {"width": 1, "color": "var(--bg)"}}
 RELATIVE = {"symbol": "diamond-open", "color": "var(--random)", "size": 9, "line": {"width": 1.6}}
 OTHER = {"symbol": "circle", "color": "var(--quiet)", "size": 5, "opacity": 0.7}
+MANY = 60
+"""So many marks are drawn small, and show through."""
+CRITERION = "criterion"
+CRITERION_NAMES = ("by magnitude", "against the rms")
 AGAINST = "against"
 AGAINST_NAMES = ("root mean square", "median")
 
 
 def plane_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> Figure:
-    """Share of points (x) and of positions (y) with an outlier; systematic ones lie in the shaded corner."""
+    """Share of points (x) and of positions (y) with an outlier; systematic ones lie in the shaded corner.
+
+    By magnitude, or against the root mean square of the token.
+    """
     hovered = (
         "dimension %{customdata[0]}<br>%{x:.1%} of points, %{y:.1%} of positions<br>largest |x| %{customdata[1]:,},"
         " %{customdata[2]:,} outliers<extra></extra>"
     )
     data = []
     for variant in VARIANTS:
-        dims = [d for d in site.dimensions[variant] if d.occurrences]
-        for name, mark, chosen in (
-            ("not systematic", OTHER, [d for d in dims if not d.systematic]),
-            ("systematic", SYSTEMATIC, [d for d in dims if d.systematic]),
+        every = site.dimensions[variant]
+        dims = [d for d in every if d.occurrences]
+        relative = [d for d in every if d.relative_layer_share]
+        for criterion, name, mark, chosen in (
+            (CRITERION_NAMES[0], "not systematic", OTHER, [d for d in dims if not d.systematic]),
+            (CRITERION_NAMES[0], "systematic", SYSTEMATIC, [d for d in dims if d.systematic]),
+            (CRITERION_NAMES[1], "not systematic", OTHER, [d for d in relative if not d.relative_systematic]),
+            (CRITERION_NAMES[1], "systematic", RELATIVE, [d for d in relative if d.relative_systematic]),
         ):
-            trace = _marks(name, mark, chosen, lambda d: d.layer_share, lambda d: d.position_share)
-            data.append(trace | of_variant(variant, default, hovered))
+            if criterion == CRITERION_NAMES[0]:
+                trace = _marks(name, mark, chosen, lambda d: d.layer_share, lambda d: d.position_share)
+            else:
+                trace = _marks(
+                    name, mark, chosen, lambda d: d.relative_layer_share, lambda d: d.relative_position_share
+                )
+            data.append(_also(trace | of_variant(variant, default, hovered), CRITERION, criterion, CRITERION_NAMES[0]))
     corner = {
         "type": "rect",
         "x0": criteria.layer_share,
@@ -59,14 +75,18 @@ def plane_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
 
 
 def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> Figure:
-    """Largest magnitude (x) against the largest |x| / rms, or |x| / median, of a token (y)."""
+    """Largest magnitude (x) against the largest |x| / rms, or |x| / median, of a token (y).
+
+    Dimensions that are systematic against the rms without an outlier by magnitude stand to the left of the threshold.
+    """
     measures: dict[str, Callable[[Dimension], float | None]] = {
         AGAINST_NAMES[0]: lambda d: d.max_over_rms,
         AGAINST_NAMES[1]: lambda d: d.max_over_median,
     }
-    kept = {v: [d for d in site.dimensions[v] if d.occurrences] for v in VARIANTS}
+    kept = {v: [d for d in site.dimensions[v] if d.occurrences or d.relative_systematic] for v in VARIANTS}
     every = [d for v in VARIANTS for d in kept[v]]
-    magnitudes = [criteria.threshold, *(d.max_magnitude for d in every)]
+    below = criteria.threshold / 1.3
+    magnitudes = [criteria.threshold, *(d.max_magnitude or below for d in every)]
     data: list[Spec] = []
     for measure, y in measures.items():
         for variant in VARIANTS:
@@ -76,16 +96,16 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
                 ("systematic against the rms", RELATIVE, [d for d in kept[variant] if d.relative_systematic]),
             ):
                 hovered = (
-                    f"dimension %{{customdata[0]}}<br>largest |x| %{{x:,}}<br>%{{y:,}} times its token’s {measure}"
-                    "<extra></extra>"
+                    "dimension %{customdata[0]}<br>largest |x| %{customdata[1]:,}"
+                    f"<br>%{{y:,}} times its token’s {measure}<extra></extra>"
                 )
-                trace = _marks(name, mark, chosen, lambda d: d.max_magnitude, y)
-                trace |= of_variant(variant, default, hovered)
-                trace["meta"] |= selected(AGAINST, measure, AGAINST_NAMES[0])["meta"]
-                trace["visible"] = trace["visible"] and measure == AGAINST_NAMES[0]
-                data.append(trace)
+                trace = _marks(name, mark, chosen, lambda d: d.max_magnitude or below, y)
+                data.append(_also(trace | of_variant(variant, default, hovered), AGAINST, measure, AGAINST_NAMES[0]))
     x = log_axis("largest |x|", magnitudes)
     data.append(line([10 ** x["range"][0], 10 ** x["range"][1]], [criteria.relative_threshold] * 2))
+    if any(not d.max_magnitude for d in every):
+        ticks = log_ticks(criteria.threshold, 10 ** x["range"][1])
+        x |= {"tickvals": [below, *ticks], "ticktext": [f"< {criteria.threshold:g}", *(tick_text(t) for t in ticks)]}
     return Figure(
         id=id,
         heading="Magnitude and scale",
@@ -99,6 +119,12 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
             margin={"l": 52, "r": 10, "t": 10, "b": 45},
         ),
     )
+
+
+def _also(trace: Spec, key: str, option: str, default: str) -> Spec:
+    """The trace, shown only while the option of this key is selected too."""
+    other = selected(key, option, default)
+    return trace | {"meta": trace["meta"] | other["meta"], "visible": trace["visible"] and other["visible"]}
 
 
 def _marks(
@@ -115,8 +141,8 @@ def _marks(
         "name": name,
         "x": [short(x(d)) for d in dims],
         "y": [short(positive(y(d)) if y(d) else 0.0) for d in dims],
-        "customdata": [[d.dim, short(d.max_magnitude, 4), d.occurrences] for d in dims],
-        "marker": mark,
+        "customdata": [[d.dim, short(d.max_magnitude, 4) or "below the threshold", d.occurrences] for d in dims],
+        "marker": mark | ({"size": 6, "opacity": 0.55, "line": {"width": 0}} if len(dims) > MANY else {}),
     }
 
 
