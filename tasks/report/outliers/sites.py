@@ -26,7 +26,7 @@ class Limits:
     def of(cls, models: int) -> Limits:
         """For a page of so many models: 60 columns of a heat map up to two models, fewer with more."""
         shown = max(models, 1)
-        return cls(heat_dims=max(16, min(60, 160 // shown)), other_dims=max(60, min(400, 1200 // shown)))
+        return cls(heat_dims=max(16, min(60, 144 // shown)), other_dims=max(60, min(400, 1200 // shown)))
 
 
 def sites(summary: Shard, about: Mapping[str, Any], limits: Limits) -> list[Site]:

@@ -51,7 +51,7 @@ def test_strongest_come_first(sweep: Report):
         assert sizes == sorted(sizes, reverse=True)
         shown = found.site.heat.dims[: len(sizes)]
         assert shown == [d.dim for d in found.site.systematic(found.variant)][: len(shown)]
-        assert len(shown) == min(len(sizes), 26), "six models: 26 columns each"
+        assert len(shown) == min(len(sizes), 24), "six models: 24 columns each"
 
 
 def test_heat_map_holds_every_cell_of_the_table(sweep: Report):

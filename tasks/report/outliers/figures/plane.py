@@ -91,7 +91,7 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
     for measure, y in measures.items():
         for variant in VARIANTS:
             for name, mark, chosen in (
-                ("neither", OTHER, [d for d in kept[variant] if not d.systematic]),
+                ("neither", OTHER, [d for d in kept[variant] if not (d.systematic or d.relative_systematic)]),
                 ("systematic", SYSTEMATIC, [d for d in kept[variant] if d.systematic]),
                 ("systematic against the rms", RELATIVE, [d for d in kept[variant] if d.relative_systematic]),
             ):
