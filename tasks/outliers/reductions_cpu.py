@@ -1,4 +1,4 @@
-"""The reductions of one point on the CPU: loops that numba compiles, two passes over the activations.
+"""The reductions of one point on the CPU: loops that numba compiles, one pass over the activations.
 
 Values are compared as the bits of their float32 magnitudes, which are ordered as the magnitudes are; so bfloat16 needs
 no copy in float32, and NaN and infinity are the integers from `INFINITY` on. Every inner loop runs along a token's
@@ -25,22 +25,24 @@ from tasks.outliers.reductions import FIRST_VALUES, PointOutputs, Thresholds
 INFINITY = np.int32(0x7F800000)
 MAGNITUDE = np.int32(0x7FFFFFFF)
 BLOCK = 64
-"""Dimensions that one task of the second pass takes: two cache lines of bfloat16, and its counters fit the L1 cache."""
+"""Dimensions that are looked at together, or left out together where nothing in them reaches a threshold."""
 TOKENS = 16
-"""Tokens that one task of the first pass takes."""
+"""Tokens whose thresholds are found, and whose dimensions are then looked at, while they are in the cache."""
+ABSOLUTE, RELATIVE, MASSIVE, NEGATIVE, LARGEST, LARGEST_AT, OVER_RMS, OVER_MEDIAN = range(8)
 FIELDS = 8
-"""Counters of a dimension in the second pass: hits by each of three criteria, negative ones, magnitude and position of
-the largest, largest ratios to the token's rms and median."""
+"""Counters of a dimension: hits by each criterion, negative ones, magnitude and position of the largest, and the
+largest ratios to the token's rms and median. Floats are kept as their bits, which are ordered alike."""
 
 
 def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Thresholds, out: PointOutputs) -> None:
     """See `reductions.reduce_point`; x on the CPU."""
     bits, shift = _as_bits(x)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
     starts, lengths = start.numpy(), length.numpy()
-    relative = np.empty(x.shape[:2], np.int32)
-    massive = np.empty(x.shape[:2], np.int32)
-    _tokens(
+    segments = -(-threads() // len(lengths))
+    blocks = -(-x.shape[2] // BLOCK)
+    counters = np.zeros((len(lengths), segments, blocks, FIELDS * BLOCK), np.int32)
+    _count(
         bits,
         shift,
         starts,
@@ -49,38 +51,29 @@ def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Threshold
         thresholds.relative,
         thresholds.massive_bits,
         thresholds.massive_ratio,
-        relative,
-        massive,
-        *(t.numpy() for t in (out.rms, out.median, out.token_hits, out.nan, out.inf)),
+        counters,
+        *_arrays(out, "rms", "median", "token_hits", "nan", "inf", "hits"),
     )
-    _dimensions(
+    _collect(
         bits,
         shift,
         starts,
         lengths,
         thresholds.absolute_bits,
-        relative,
-        massive,
         out.point,
-        *(
-            t.numpy()
-            for t in (
-                out.rms,
-                out.median,
-                out.count,
-                out.negative,
-                out.peak,
-                out.peak_at,
-                out.over_rms,
-                out.over_median,
-                out.hits,
-                out.first_values,
-                out.first_points,
-                out.first_positions,
-                out.filled,
-            )
-        ),
+        counters,
+        *_arrays(out, "count", "negative", "peak", "peak_at", "over_rms", "over_median"),
+        *_arrays(out, "first_values", "first_points", "first_positions", "filled"),
     )
+
+
+def threads() -> int:
+    """As many as torch uses: the reductions run while it waits."""
+    return torch.get_num_threads()
+
+
+def _arrays(out: PointOutputs, *names: str) -> list[np.ndarray]:
+    return [getattr(out, name).numpy() for name in names]
 
 
 def _as_bits(x: Tensor) -> tuple[np.ndarray, np.int32]:
@@ -148,111 +141,138 @@ def _median(magnitudes, shift, rms):
     return np.int32(high & ~np.int32(step - 1))
 
 
+@njit(inline="always")
+def _reciprocal(scale):
+    """0 where the scale is 0 or unknown."""
+    return np.float32(1.0 / scale) if scale > 0 else np.float32(0)
+
+
 @njit(nogil=True, parallel=True, cache=True, fastmath={"reassoc"})
-def _tokens(
-    x, shift, start, length, absolute, ratio, massive_limit, massive_ratio,
-    relative, massive, rms, median, token_hits, nan, inf,
+def _count(
+    x, shift, start, length, absolute, ratio, massive_limit, massive_ratio, counters,
+    rms, median, token_hits, nan, inf, hits,
 ):  # fmt: skip
-    """Of each token: root mean square, median, hits; from these its thresholds of the other two criteria."""
-    batch, width, d = x.shape
-    parts = (width + TOKENS - 1) // TOKENS
-    for k in prange(batch * parts):
-        b, t0 = k // parts, (k % parts) * TOKENS
+    """Counters of every dimension over each segment of each sequence, its first position left out; facts of tokens."""
+    batch, _, d = x.shape
+    segments, blocks = counters.shape[1:3]
+    for task in prange(batch * segments):
+        b, segment = task // segments, task % segments
+        end = length[b] * (segment + 1) // segments
+        own = np.zeros(blocks * FIELDS * BLOCK, np.int32)  # memory that the compiler knows nothing else points to
         magnitudes = np.empty(d, np.int32)
-        for t in range(t0, min(t0 + TOKENS, length[b])):
-            row = x[b, start[b] + t]
-            top, hits, power = np.int32(0), np.int32(0), 0.0
-            for h in range(d):
-                magnitude = _magnitude(row[h], shift)
-                magnitudes[h] = magnitude
-                top = max(top, magnitude)
-                hits = np.int32(hits + np.int32(magnitude >= absolute))
-            if top >= INFINITY:
+        tops = np.empty((TOKENS, blocks), np.int32)
+        of_rms, of_median = np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
+        by_rms, by_median = np.empty(TOKENS, np.float32), np.empty(TOKENS, np.float32)
+        for t0 in range(length[b] * segment // segments, end, TOKENS):
+            for i in range(min(TOKENS, end - t0)):
+                t = t0 + i
+                row = x[b, start[b] + t]
+                top = np.int32(0)
+                for block in range(blocks):
+                    block_top = np.int32(0)
+                    for h in range(block * BLOCK, min(d, (block + 1) * BLOCK)):
+                        magnitude = _magnitude(row[h], shift)
+                        magnitudes[h] = magnitude
+                        block_top = max(block_top, magnitude)
+                    tops[i, block] = block_top
+                    top = max(top, block_top)
+                if top >= INFINITY:
+                    for h in range(d):
+                        token_hits[b, t] += absolute <= magnitudes[h] < INFINITY
+                        nan[b, t] += magnitudes[h] > INFINITY
+                        inf[b, t] += magnitudes[h] == INFINITY
+                    rms[b, t] = median[b, t] = np.nan
+                    of_rms[i] = of_median[i] = INFINITY
+                    by_rms[i] = by_median[i] = 0
+                    continue
+                power = 0.0
                 for h in range(d):
-                    nan[b, t] += magnitudes[h] > INFINITY
-                    inf[b, t] += magnitudes[h] == INFINITY
-                token_hits[b, t] = hits - nan[b, t] - inf[b, t]
-                rms[b, t] = median[b, t] = np.nan
-                relative[b, t] = massive[b, t] = INFINITY
-                continue
-            for h in range(d):
-                value = np.float64(_as_float(magnitudes[h]))
-                power += value * value
-            size = np.sqrt(power / d)
-            middle = _as_float(_median(magnitudes, shift, size))
-            rms[b, t] = size
-            median[b, t] = middle
-            token_hits[b, t] = hits
-            relative[b, t] = max(_not_less(ratio * size), np.int32(1))
-            massive[b, t] = max(_not_less(massive_ratio * middle), massive_limit)
+                    value = np.float64(_as_float(magnitudes[h]))
+                    power += value * value
+                size = np.sqrt(power / d)
+                middle = _as_float(_median(magnitudes, shift, size))
+                rms[b, t], median[b, t] = size, middle
+                if top >= absolute:
+                    token_hits[b, t] = d - _count_up_to(magnitudes, np.int32(absolute - 1))
+                of_rms[i] = max(_not_less(ratio * size), np.int32(1))
+                of_median[i] = max(_not_less(massive_ratio * middle), massive_limit)
+                by_rms[i], by_median[i] = _reciprocal(size), _reciprocal(middle)
+            for block in range(blocks):
+                h0 = block * BLOCK
+                width = min(BLOCK, d - h0)
+                mine = own[block * FIELDS * BLOCK : (block + 1) * FIELDS * BLOCK]
+                for i in range(max(0, 1 - t0), min(TOKENS, end - t0)):
+                    if tops[i, block] >= min(absolute, min(of_rms[i], of_median[i])):
+                        t = t0 + i
+                        row = x[b, start[b] + t, h0 : h0 + width]
+                        _add(row, shift, absolute, of_rms[i], of_median[i], by_rms[i], by_median[i], t, mine)
+                        _mark(row, shift, absolute, of_rms[i], of_median[i], hits[b, t, h0 : h0 + width])
+        counters[b, segment] = own.reshape(blocks, FIELDS * BLOCK)
+
+
+@njit(inline="always")
+def _add(row, shift, absolute, of_rms, of_median, by_rms, by_median, t, counters):
+    """Count the dimensions of one token's block; field f of dimension h is at f * BLOCK + h."""
+    lowest = min(absolute, min(of_rms, of_median))
+    for h in range(row.size):
+        bits = _value_bits(row[h], shift)
+        magnitude = np.int32(bits & MAGNITUDE)
+        finite = np.int32(magnitude < INFINITY)
+        hit = np.int32(np.int32(magnitude >= absolute) & finite)
+        counters[ABSOLUTE * BLOCK + h] += hit
+        counters[RELATIVE * BLOCK + h] += np.int32(np.int32(magnitude >= of_rms) & finite)
+        counters[MASSIVE * BLOCK + h] += np.int32(np.int32(magnitude >= of_median) & finite)
+        counters[NEGATIVE * BLOCK + h] += np.int32(hit & np.int32(bits < 0))
+        shown = np.int32(magnitude * hit)
+        larger = shown > counters[LARGEST * BLOCK + h]
+        counters[LARGEST * BLOCK + h] = shown if larger else counters[LARGEST * BLOCK + h]
+        counters[LARGEST_AT * BLOCK + h] = np.int32(t) if larger else counters[LARGEST_AT * BLOCK + h]
+        value = _as_float(np.int32(magnitude * np.int32(np.int32(magnitude >= lowest) & finite)))
+        counters[OVER_RMS * BLOCK + h] = max(counters[OVER_RMS * BLOCK + h], np.float32(value * by_rms).view(np.int32))
+        counters[OVER_MEDIAN * BLOCK + h] = max(
+            counters[OVER_MEDIAN * BLOCK + h], np.float32(value * by_median).view(np.int32)
+        )
+
+
+@njit(inline="always")
+def _mark(row, shift, absolute, of_rms, of_median, marks):
+    """Set bit c where criterion c is met."""
+    for h in range(row.size):
+        magnitude = _magnitude(row[h], shift)
+        mark = np.int32(magnitude >= absolute)
+        mark = np.int32(mark | np.int32(np.int32(magnitude >= of_rms) << 1))
+        mark = np.int32(mark | np.int32(np.int32(magnitude >= of_median) << 2))
+        marks[h] |= np.uint8(mark * np.int32(magnitude < INFINITY))
 
 
 @njit(nogil=True, parallel=True, cache=True)
-def _dimensions(
-    x, shift, start, length, absolute, relative, massive, point,
-    rms, median, count, negative, peak, peak_at, over_rms, over_median, hits,
-    first_values, first_points, first_positions, filled,
+def _collect(
+    x, shift, start, length, absolute, point, counters,
+    count, negative, peak, peak_at, over_rms, over_median, first_values, first_points, first_positions, filled,
 ):  # fmt: skip
-    """Of each dimension, over the positions of a sequence but the first: hits and what they are like."""
-    batch, _, d = x.shape
-    blocks = (d + BLOCK - 1) // BLOCK
-    for k in prange(batch * blocks):
-        b, h0 = k // blocks, (k % blocks) * BLOCK
-        w = min(BLOCK, d - h0)
-        acc = np.zeros(FIELDS * BLOCK, np.int32)
-        for t in range(1, length[b]):
-            row = x[b, start[b] + t, h0 : h0 + w]
-            of_rms, of_median = relative[b, t], massive[b, t]
-            lowest = min(absolute, min(of_rms, of_median))
-            top = np.int32(0)
-            for h in range(w):
-                top = max(top, _magnitude(row[h], shift))
-            if top < lowest:
-                continue
-            by_rms = np.float32(1.0 / rms[b, t]) if rms[b, t] > 0 else np.float32(0)
-            by_median = np.float32(1.0 / median[b, t]) if median[b, t] > 0 else np.float32(0)
-            for h in range(w):
-                bits = _value_bits(row[h], shift)
-                magnitude = np.int32(bits & MAGNITUDE)
-                finite = np.int32(magnitude < INFINITY)
-                hit = np.int32(np.int32(magnitude >= absolute) & finite)
-                some = np.int32(np.int32(magnitude >= lowest) & finite)
-                acc[h] += hit
-                acc[BLOCK + h] += np.int32(np.int32(magnitude >= of_rms) & finite)
-                acc[2 * BLOCK + h] += np.int32(np.int32(magnitude >= of_median) & finite)
-                acc[3 * BLOCK + h] += np.int32(hit & np.int32(bits < 0))
-                shown = np.int32(magnitude * hit)
-                larger = shown > acc[4 * BLOCK + h]
-                acc[4 * BLOCK + h] = shown if larger else acc[4 * BLOCK + h]
-                acc[5 * BLOCK + h] = np.int32(t) if larger else acc[5 * BLOCK + h]
-                value = _as_float(np.int32(magnitude * some))
-                acc[6 * BLOCK + h] = max(acc[6 * BLOCK + h], np.float32(value * by_rms).view(np.int32))
-                acc[7 * BLOCK + h] = max(acc[7 * BLOCK + h], np.float32(value * by_median).view(np.int32))
-            marks = hits[b, t, h0 : h0 + w]
-            for h in range(w):
-                magnitude = _magnitude(row[h], shift)
-                mark = np.int32(magnitude >= absolute)
-                mark = np.int32(mark | np.int32(np.int32(magnitude >= of_rms) << 1))
-                mark = np.int32(mark | np.int32(np.int32(magnitude >= of_median) << 2))
-                marks[h] |= np.uint8(mark * np.int32(magnitude < INFINITY))
-        for h in range(w):
-            for criterion in range(3):
-                count[b, criterion, h0 + h] = acc[criterion * BLOCK + h]
-            negative[b, h0 + h] += acc[3 * BLOCK + h]
-            if acc[4 * BLOCK + h] > 0:
-                at = acc[5 * BLOCK + h]
-                peak[b, h0 + h] = _as_float(_value_bits(x[b, start[b] + at, h0 + h], shift))
-                peak_at[b, h0 + h] = at
-            over_rms[b, h0 + h] = max(over_rms[b, h0 + h], _as_float(acc[6 * BLOCK + h]))
-            over_median[b, h0 + h] = max(over_median[b, h0 + h], _as_float(acc[7 * BLOCK + h]))
+    """Counters of all segments to where they belong; the first values of dimensions that have hits and lack some."""
+    batch, segments = counters.shape[:2]
+    for b in prange(batch):
+        for h in range(x.shape[2]):
+            largest = np.int32(0)
+            for segment in range(segments):
+                mine = counters[b, segment, h // BLOCK, h % BLOCK :: BLOCK]
+                for criterion in range(3):
+                    count[b, criterion, h] = mine[criterion] + (count[b, criterion, h] if segment else 0)
+                negative[b, h] += mine[NEGATIVE]
+                if mine[LARGEST] > largest:
+                    largest = mine[LARGEST]
+                    peak_at[b, h] = mine[LARGEST_AT]
+                    peak[b, h] = _as_float(_value_bits(x[b, start[b] + mine[LARGEST_AT], h], shift))
+                over_rms[b, h] = max(over_rms[b, h], _as_float(mine[OVER_RMS]))
+                over_median[b, h] = max(over_median[b, h], _as_float(mine[OVER_MEDIAN]))
             t = 1
-            while acc[h] > 0 and filled[b, h0 + h] < FIRST_VALUES and t < length[b]:
-                bits = _value_bits(x[b, start[b] + t, h0 + h], shift)
-                magnitude = np.int32(bits & MAGNITUDE)
-                if absolute <= magnitude < INFINITY:
-                    slot = filled[b, h0 + h]
-                    first_values[b, slot, h0 + h] = _as_float(bits)
-                    first_points[b, slot, h0 + h] = point
-                    first_positions[b, slot, h0 + h] = t
-                    filled[b, h0 + h] = slot + 1
+            while count[b, ABSOLUTE, h] > 0 and filled[b, h] < FIRST_VALUES and t < length[b]:
+                bits = _value_bits(x[b, start[b] + t, h], shift)
+                if absolute <= np.int32(bits & MAGNITUDE) < INFINITY:
+                    slot = filled[b, h]
+                    first_values[b, slot, h] = _as_float(bits)
+                    first_points[b, slot, h] = point
+                    first_positions[b, slot, h] = t
+                    filled[b, h] = slot + 1
                 t += 1

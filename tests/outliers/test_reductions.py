@@ -42,6 +42,18 @@ def test_every_number_is_the_references(dtype, side, lengths, d) -> None:
     assert_equals_reference(parts["rest"], summary([one for one in found if one.position > 0], 5))
 
 
+@pytest.mark.parametrize("threads", [1, 3, 7])
+def test_any_number_of_threads_gives_the_same(threads, monkeypatch) -> None:
+    """More threads than sequences: each sequence is cut into segments."""
+    monkeypatch.setattr(reductions_cpu, "threads", lambda: threads)
+    rng = np.random.default_rng(threads)
+    criteria = Criteria()
+    sequences = [draw(rng, 4, n, 90, "bfloat16") for n in (45, 3)]
+    parts = parts_of(sequences, [0, 1], criteria, dtype="bfloat16")
+    found = [one for n, x in enumerate(sequences) for one in occurrences(x, n, criteria)]
+    assert_equals_reference(parts["rest"], summary([one for one in found if one.position > 0], 4))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("lengths", "d"), [([7, 3], 20), ([1, 1], 8), ([33, 40], 70)], ids=str)
