@@ -156,15 +156,19 @@ class PooledSite:
         reached = (layers >= self.criteria.layer_share) & (union >= self.criteria.position_share)
         return layers, union, reached
 
-    def systematic(self, variant: str) -> np.ndarray:
+    def systematic(self, variant: str, criterion: int = ABSOLUTE) -> np.ndarray:
         """Dimensions that are systematic over all sequences, ascending."""
         part = self.parts[variant]
-        return part.dims[self._shares(part, variant, ABSOLUTE)[2]]
+        return part.dims[self._shares(part, variant, criterion)[2]]
 
     def dimension_points(self) -> pa.Table:
-        """Where each dimension that is systematic, over all sequences or in one, has its outliers."""
+        """Where the dimensions worth a look have their outliers: those that are systematic, by either threshold, over all
+        sequences or in one, and the largest."""
         in_one = np.flatnonzero(self.state.recurrence.any(axis=0))
-        dims = np.unique(np.concatenate([in_one, *(self.systematic(variant) for variant in VARIANTS)])).astype(np.int32)
+        pooled = [self.systematic(variant, by) for variant in VARIANTS for by in (ABSOLUTE, RELATIVE)]
+        part = self.parts["all"]
+        largest = part.dims[np.argsort(-part.peak.max(1, initial=0), kind="stable")[:LARGEST]]
+        dims = np.unique(np.concatenate([in_one, *pooled, largest])).astype(np.int32)
         everywhere, rest = (self.parts[variant].of(dims) for variant in VARIANTS)
         n = len(self.points)
         columns = {
@@ -235,6 +239,8 @@ class PooledSite:
         }
 
 
+LARGEST = 16
+"""So many of the largest dimensions are shown point by point, systematic or not."""
 ONE_SIDED = 0.9
 """A dimension with at least this share of its outliers on one side of zero is called one-sided."""
 
