@@ -383,6 +383,10 @@ def _nested_value(info: dict) -> None:
     info["feature_outliers"][3][0]["value"] = {"layer": [1, {"value": 7.0}]}
 
 
+def _huge_dimension(info: dict) -> None:
+    info["feature_outliers"]["9" * 20] = info["feature_outliers"].pop(3)
+
+
 def _no_dimension(info: dict) -> None:
     info["feature_outliers"]["three"] = info["feature_outliers"].pop(3)
 
@@ -398,6 +402,7 @@ def _no_dimension(info: dict) -> None:
         (_negative_position, "impossible position"),
         (_text_value, "this is no occurrence"),
         (_nested_value, "this is no occurrence"),
+        (_huge_dimension, "'99999999999999999999' is no dimension"),
         (_no_dimension, "'three' is no dimension"),
     ],
 )
@@ -411,6 +416,50 @@ def test_occurrences_that_cannot_be_trusted(
     assert origins(new) == {1: "occurrences", 2: "list", 3: "occurrences", 4: "occurrences"}
     assert old_records(new) == old["all_systematic_outliers"]
     assert problem in "\n".join(said.lost)
+
+
+def test_no_damage_is_a_crash(tmp_path: Path) -> None:
+    """Whatever happens to the bytes: what is called clean is as it was, and the rest is said to be damaged."""
+    old = old_results([batch(seed, length=8, layers=4, d=8) for seed in range(3)])
+    text = json.dumps(old, indent=2).encode()
+    truth = {entry["batch_id"]: entry["systematic_outliers"] for entry in old["batch_results"]}
+    tokens = [*b'"{}[],:\\', *map(bytes, (b"NaN", b"-Infinity", b"\xff", b"1e999", b"9" * 20, b'{"batch_id": 2,'))]
+    rng = np.random.default_rng(3)
+    clean = 0
+    for _ in range(300):
+        damaged = bytearray(text)
+        for _ in range(rng.integers(1, 4)):
+            at, other = rng.integers(0, len(damaged), 2).tolist()
+            token = tokens[rng.integers(len(tokens))]
+            token = token if isinstance(token, bytes) else bytes([token])
+            length = int(rng.integers(0, 1500))
+            match rng.integers(0, 4):
+                case 0:
+                    damaged[at : at + 1] = token
+                case 1:
+                    del damaged[at : at + length]
+                case 2:
+                    damaged[at:at] = damaged[other : other + length]
+                case 3:
+                    damaged[at : at + 8] = rng.bytes(8)
+        try:
+            new, said = convert_text(tmp_path, bytes(damaged))
+        except BadInput:
+            continue
+        if not said.lost and not said.differing:
+            clean += 1
+            assert {i: old_records(new, i) for i in truth} == truth
+    assert clean < 30, "damage goes unseen"
+
+
+def test_huge_numbers_take_no_memory_and_no_time(tmp_path: Path, old: dict) -> None:
+    changed = json.loads(json.dumps(old))
+    changed["analysis_summary"]["total_batches"] = 10**15
+    changed["batch_results"][1]["batch_id"] = 10**15
+    new, said = convert_text(tmp_path, json.dumps(changed, indent=2).encode())
+    assert old_records(new) == old["all_systematic_outliers"]
+    assert origins(new) == {1: "occurrences", 2: "header", 3: "occurrences", 4: "occurrences"}
+    assert "batch_id is 1000000000000000" in said.lost[0]
 
 
 def test_the_layout_between_the_old_and_the_new(tmp_path: Path, old: dict) -> None:

@@ -26,7 +26,7 @@ def align(document: Document) -> Aligned:
     header = [found for _, found in document.header]
     aligned = Aligned()
     at, missing = 0, []
-    for batch_id in range(1, _batches(document) + 1):
+    for batch_id in range(1, max(document.stated_batches or 0, *document.batches, 0) + 1):
         batch = document.batches.get(batch_id)
         if batch is None or batch.listed is None:
             missing.append(batch_id)
@@ -37,7 +37,7 @@ def align(document: Document) -> Aligned:
             _assign(aligned, missing, header[at:place])
             at, missing = place + len(batch.listed), []
     if at < len(header) and not missing:
-        if document.summary.get("total_batches"):
+        if document.stated_batches:
             return Aligned(problem=f"all_systematic_outliers has {len(header) - at} records more than the batches")
         aligned.unassigned.extend(header[at:])  # nobody knows how many batches there were
     elif document.header_whole or at < len(header):
@@ -51,12 +51,6 @@ def _contradiction(document: Document, aligned: Aligned, batch_id: int, left: in
     if left and len(document.batches[batch_id].listed) <= left:
         aligned.problem = f"it is not clear of which batch {left} records of all_systematic_outliers are: left out"
     return aligned  # else the list was cut off before this batch
-
-
-def _batches(document: Document) -> int:
-    stated = document.summary.get("total_batches")
-    known = max(document.batches, default=0)
-    return max(stated, known) if isinstance(stated, int) and stated < 10**7 else known
 
 
 def _find(header: Sequence[Found], listed: Sequence[Found], start: int, last: int) -> int | None:

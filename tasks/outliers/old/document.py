@@ -7,6 +7,9 @@ from typing import Any
 
 from tasks.outliers.old.tally import Found, Names, Pool
 
+MAX_BATCHES = 10**5
+"""More than any run had: a larger number means damage."""
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -69,6 +72,12 @@ class Document:
     pool: Pool = field(default_factory=Pool)
     lost: list[Loss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def stated_batches(self) -> int | None:
+        """How many batches there were, as the file's summary has it."""
+        stated = self.summary.get("total_batches")
+        return stated if isinstance(stated, int) and 0 <= stated <= MAX_BATCHES else None
 
     @property
     def is_result(self) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from tasks.outliers.old.document import Batch, Document, Loss
+from tasks.outliers.old.document import MAX_BATCHES, Batch, Document, Loss
 from tasks.outliers.old.events import Damage, Event, Events
 from tasks.outliers.old.source import Source
 from tasks.outliers.old.tally import FIRST_VALUES, BatchTally, DimTally, Found, Shares, tally
 
 MAX_POSITION = 2**24
 MAX_POINTS = 2**16
+MAX_DIM = 10**8 - 1
 """What no model reaches: more means damage, and could take all memory."""
 
+_DIM = re.compile(r"[0-9]{1,8}")
 _FACTS = ("run_dir", "sequences_processed", "timestamp")
 _NUMBER = (int, float)
 
@@ -97,7 +100,10 @@ class _Reader:
         self._expect(first, "start_array", "all_systematic_outliers")
         while (event := next(events.stream))[0] != "end_array":
             record = self._typed(events.value(event, allowed="batch_id"), dict, "all_systematic_outliers")
-            header.append((record.get("batch_id"), self._found(record)))
+            batch_id = record.get("batch_id")
+            header.append(
+                (batch_id if batch_id is None else self._typed(batch_id, int, "batch_id"), self._found(record))
+            )
             self.where = f"in all_systematic_outliers, after {len(header)} records"
         self.document.header_whole = True
 
@@ -114,7 +120,7 @@ class _Reader:
             first = next(events.stream)
             if key == "batch_id":
                 batch.id = self._typed(first[1], int, "batch_id")
-                if batch.id < 1:
+                if not 1 <= batch.id <= MAX_BATCHES:
                     raise events.damage(f"batch_id is {batch.id}")
                 self._begin(batch)
             elif key in _FACTS:
@@ -181,7 +187,7 @@ class _Reader:
     def _feature_outliers(self) -> BatchTally:
         counted = BatchTally()
         while (key := self.events.key()) is not None:
-            if not key.isdecimal() or int(key) in counted.dims:
+            if not _DIM.fullmatch(key) or int(key) in counted.dims:
                 raise self.events.damage(f"{key!r} is no dimension, or is there twice")
             self._expect(next(self.events.stream), "start_array", "feature_outliers")
             of_dim = self._occurrences(counted)
@@ -264,20 +270,27 @@ class _Reader:
 
     def _found(self, record: Any) -> Found:
         """A record of a systematic dimension."""
-        names = self._typed(record, dict, "a record").get("layers_affected")
+        self._typed(record, dict, "a record")
         try:
-            by_number = all(isinstance(name, int) and 0 <= name < MAX_POINTS for name in names)
             return Found(
-                dim=_number(record["feature_dim"], int),
-                layer_share=_number(record["layer_percentage"]),
-                position_share=_number(record["seq_percentage"]),
+                dim=_dim(record["feature_dim"]),
+                layer_share=_share(record["layer_percentage"]),
+                position_share=_share(record["seq_percentage"]),
                 max_magnitude=_number(record["max_magnitude"]),
                 occurrences=_number(record["total_occurrences"], int),
-                points=sum(1 << point for point in set(names)) if by_number else self.document.names.bits(names),
+                points=self._points(record["layers_affected"]),
                 first_values=tuple(map(_number, record["example_values"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError) as error:
             raise self.events.damage(f"this is no record of a systematic dimension: {error!r}") from error
+
+    def _points(self, affected: Any) -> int:
+        """Bits: of names in the old layout, of numbers in the new one."""
+        if all(isinstance(name, str) for name in affected):
+            return self.document.names.bits(affected)
+        if not all(isinstance(number, int) and 0 <= number < MAX_POINTS for number in affected):
+            raise TypeError("layers_affected holds no points")
+        return sum(1 << number for number in set(affected))
 
     def _typed(self, content: Any, kind: type, what: str) -> Any:
         if not isinstance(content, kind) or (kind is int and isinstance(content, bool)):
@@ -293,9 +306,21 @@ _NAMES = {dict: "object", list: "list", int: "whole number"}
 
 
 def _number(value: Any, kind: type | tuple[type, ...] = _NUMBER) -> Any:
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) or value != value:
         raise TypeError(f"{value!r} is no number")
     return value
+
+
+def _share(value: Any) -> float:
+    if not 0 <= _number(value) <= 1:
+        raise TypeError(f"{value!r} is no share")
+    return value
+
+
+def _dim(dim: Any) -> int:
+    if isinstance(dim, bool) or not isinstance(dim, int) or not 0 <= dim <= MAX_DIM:
+        raise TypeError(f"{dim!r} is no dimension")
+    return dim
 
 
 def _is_shape(shape: Any) -> bool:

@@ -104,14 +104,16 @@ def _batch(batch: Batch, origin: str, names: Sequence[str]) -> dict[str, Any]:
         "threshold": batch.threshold,
         "layer_stats": layer_stats or None,
     }
-    return {
-        "batch_id": batch.id,
-        "run_dir": batch.facts.get("run_dir"),
-        "sequences_processed": batch.facts.get("sequences_processed"),
-        "outlier_summary": _finite(summary),
-        "timestamp": batch.facts.get("timestamp"),
-        "records_from": origin,
-    }
+    return _finite(
+        {
+            "batch_id": batch.id,
+            "run_dir": batch.facts.get("run_dir"),
+            "sequences_processed": batch.facts.get("sequences_processed"),
+            "outlier_summary": summary,
+            "timestamp": batch.facts.get("timestamp"),
+            "records_from": origin,
+        }
+    )
 
 
 def _unique_dimensions(document: Document, records: Sequence[Record], shares: Shares) -> dict[str, list[Any]]:
@@ -129,7 +131,7 @@ def _unique_dimensions(document: Document, records: Sequence[Record], shares: Sh
     }
     largest |= {dim: _single(pooled[dim].max_magnitude) for dim in pooled if systematic[dim]}
     dims = sorted(largest, key=lambda dim: (-batches[dim], -largest[dim], dim))
-    total = max(len(document.batches), document.summary.get("total_batches") or 0, 1)
+    total = max(len(document.batches), document.stated_batches or 0, 1)
 
     def over_all(name: str) -> list[Any]:
         return [getattr(pooled[dim], name) if dim in pooled else None for dim in dims]

@@ -75,10 +75,9 @@ def _lost(document: Document, aligned: Aligned, origins: Mapping[int, tuple[str,
             continue  # read as it is: a layout between the old and the new one has no occurrences
         problem = batch.problem if batch and batch.problem else "it was not found"
         lines.append(f"batch {batch_id}: {_HOW[origin].format(problem)} ({len(found)} records)")
-    stated = document.summary.get("total_batches")
-    absent = stated - len(origins) if isinstance(stated, int) else 0
+    absent = (document.stated_batches or 0) - len(origins)
     if absent > 0:
-        lines.append(f"{absent} of {stated} batches were not found")
+        lines.append(f"{absent} of {document.stated_batches} batches were not found")
     if aligned.unassigned:
         lines.append(f"{len(aligned.unassigned)} records are of batches that were not found, it is not clear of which")
     return lines
