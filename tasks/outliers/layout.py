@@ -36,7 +36,9 @@ DESCRIPTION = [
     "outlier_summary: total_outlier_features counts dimensions with any outlier; layer_stats: columns by point",
     "massive_activations: columns by dimension; points: at how many",
     "sites: numbers of each site, by positions",
-    "converted_from: the file of the old layout, what of it was lost, and where it contradicts itself",
+    "converted_from: the file of the old layout, what of it was lost, and where it contradicts itself. records_from "
+    "of a batch: its occurrences, its own list, the header's list over all batches, or nothing. An infinity is written "
+    "as 3.4028235e38, the largest 32-bit number; batch_id is null where the file does not tell it",
     "all_systematic_outliers: one record for each batch and dimension that is systematic there, by batch and falling "
     "magnitude. Percentages are shares between 0 and 1; layers_affected are indices into points; example_values are "
     "the first occurrences by point and position",
