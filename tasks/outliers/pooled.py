@@ -162,8 +162,8 @@ class PooledSite:
         return part.dims[self._shares(part, variant, criterion)[2]]
 
     def dimension_points(self) -> pa.Table:
-        """Where the dimensions worth a look have their outliers: those that are systematic, by either threshold, over all
-        sequences or in one, and the largest."""
+        """Where the dimensions worth a look have their outliers: those that are systematic by either threshold, over
+        all sequences or in one, and the largest."""
         in_one = np.flatnonzero(self.state.recurrence.any(axis=0))
         pooled = [self.systematic(variant, by) for variant in VARIANTS for by in (ABSOLUTE, RELATIVE)]
         part = self.parts["all"]
