@@ -103,9 +103,9 @@ class FanOut:
         for stage in self._running:
             stage.stopped_by = stage.stopped_by or failed
 
-    def skip(self, *stages: str) -> None:
-        """These stages will not come."""
-        self._progress.skip(stages)
+    def give_up(self, failed: str, following: Sequence[str]) -> None:
+        """The run goes on without the stage that failed and those that would have followed from it."""
+        self._progress.give_up(failed, following)
 
     @contextlib.contextmanager
     def _begun(self, progress: StageProgress, gpus: int) -> Iterator[Stage]:

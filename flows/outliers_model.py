@@ -54,7 +54,7 @@ class ModelRun:
             if getattr(error, "field", None) in EVERY_MODELS:
                 fan.stop(self._title(self._stage))
                 raise
-            fan.skip(*self.titles[self._stages.index(self._stage) + 1 :])
+            fan.give_up(self._title(self._stage), self.titles[self._stages.index(self._stage) + 1 :])
             get_run_logger().error("%s failed: %s", self._title(self._stage), error)
             self.error = error
             self.failure = Failure(self._examination, self._stage, _in_short(error))

@@ -48,10 +48,12 @@ class StageProgress:
     finished: int = 0
     state: str = "waiting"  # waiting, running, done, failed, skipped
     running: dict[str, ShardProgress] = field(default_factory=dict)
+    given_up: bool = False
+    """It failed, and the run goes on without it."""
 
     @property
     def fraction(self) -> float:
-        if self.state in ("done", "skipped"):
+        if self.state in ("done", "skipped") or self.given_up:
             return 1.0
         parts = self.reused + self.finished + sum(shard.fraction for shard in self.running.values())
         return parts / self.shards if self.shards else 0.0
@@ -99,8 +101,10 @@ class RunProgress:
         self.stages[name] = StageProgress(name, shards, reused, state="running")
         return self.stages[name]
 
-    def skip(self, names: Sequence[str]) -> None:
-        for name in names:
+    def give_up(self, failed: str, following: Sequence[str]) -> None:
+        """The run goes on without the stage that failed and those that would have followed from it."""
+        self.stages[failed].state, self.stages[failed].given_up = "failed", True
+        for name in following:
             self.stages[name] = StageProgress(name, state="skipped")
 
     @property

@@ -72,6 +72,6 @@ class _View:
         return (
             Text(mark, style) if mark else self._spinner,
             Text(stage.name, "dim" if to_come else "bold"),
-            ProgressBar(total=1.0, completed=stage.fraction, width=24),
+            ProgressBar(total=1.0, completed=0.0 if to_come else stage.fraction, width=24),
             Text(text, "dim" if to_come or stage.state == "done" else ""),
         )

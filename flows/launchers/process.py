@@ -7,8 +7,9 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,7 @@ class ProcessLauncher(Launcher[ShardProcess]):
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, processes, STOP_GRACE_SECONDS)
-        for process in alive:
+        for process in await _still_alive(processes, STOP_GRACE_SECONDS):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         return sorted({shard for _, shard in found})
@@ -123,6 +123,26 @@ async def _reap(process: asyncio.subprocess.Process) -> int:
         await asyncio.wait([closed], timeout=REAP_SECONDS)
     _signal_group(process.pid, signal.SIGKILL)
     return process.returncode
+
+
+async def _still_alive(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended after so many seconds.
+
+    Looks and does not wait for them as a parent does: that would take their exit codes from `_reap`.
+    """
+    deadline = time.monotonic() + seconds
+    while alive := [process for process in processes if _lives(process)]:
+        if time.monotonic() > deadline:
+            return alive
+        await asyncio.sleep(REAP_SECONDS / 4)
+    return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _environment(run: ShardRun, lease: Lease) -> dict[str, str]:

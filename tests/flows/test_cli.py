@@ -16,6 +16,7 @@ from flows.outliers_plan import SweepModel
 from flows.patching import DEFAULTS, EXECUTION, patching
 from tasks.errors import BadInput
 from tasks.patching.spec import TrialSettings
+from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import with_environment
 
 REPOSITORY = Path(__file__).parents[2]
@@ -193,6 +194,17 @@ def test_a_sweep_that_cannot_be_is_refused_before_any_shard(
     assert done.returncode == 2
     assert says in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_more_gpus_than_the_machine_has_are_refused_before_any_shard(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nvidia_smi(tmp_path, monkeypatch, "0, GPU-aaaa\n1, GPU-bbbb")
+    wide = ["--models", "org/a", "--models", '{"source": "org/b", "gpus": 3}', "--store", str(tmp_path / "store")]
+    done = run("outliers", *wide)
+    assert done.returncode == 2
+    assert "models.1.gpus = 3: there are 2 GPUs to run shards on" in " ".join(done.stderr.split())
     assert not (tmp_path / "store").exists()
 
 

@@ -16,6 +16,7 @@ from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
+from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import Census, labelled
 from tests.flows.toy_flow import CHECK, SQUARES, toy
 from tests.toy_tasks import CheckParams, SquaresParams
@@ -103,6 +104,42 @@ def test_others_finish_when_a_shard_is_lost_for_good(tmp_path: Path) -> None:
         run(tmp_path, [SquaresParams(n=4, fail="kill"), *others], retries=0)
     specs = [SQUARES.spec(params, seed=i) for i, params in enumerate(others, start=1)]
     assert len(finished(Store(tmp_path), specs)) == 3
+
+
+def test_stages_side_by_side_share_the_slots_and_fail_on_their_own(tmp_path: Path) -> None:
+    store, execution = Store(tmp_path), Execution(device="cpu", slots=2)
+    good = [SquaresParams(n=4 + i, sleep_s=0.3) for i in range(4)]
+
+    @flow
+    async def both() -> list[object]:
+        async with FanOut(store, execution) as fan:
+            bad = fan.run("bad", [SQUARES.spec(SquaresParams(fail="bad_input"))])
+            fine = fan.run("fine", [SQUARES.spec(params) for params in good])
+            return await asyncio.gather(bad, fine, return_exceptions=True)
+
+    with Census(str(tmp_path)) as census:
+        failed, finished_ones = asyncio.run(both())
+    assert isinstance(failed, StageFailed)
+    assert failed.field == "params.fail"
+    assert [manifest.counts["numbers"] for manifest in finished_ones] == [4, 5, 6, 7]  # type: ignore[attr-defined]
+    assert census.most == 2
+
+
+@pytest.mark.parametrize(("gpus", "says"), [(2, "to get 2 GPUs, and there are 1"), (1, None)])
+def test_more_gpus_than_there_are_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, says: str | None
+) -> None:
+    """`nvidia-smi` shows one GPU; torch, in the shard, sees none."""
+    write_nvidia_smi(tmp_path, monkeypatch, "0, GPU-aaaa")
+
+    @flow
+    async def one() -> None:
+        async with FanOut(Store(tmp_path), Execution(device="cuda")) as fan:
+            await fan.run("squares", [SQUARES.spec(NOW)], gpus=gpus)
+
+    expected = pytest.raises(ValueError, match=says) if says else pytest.raises(StageFailed, match=r"torch .* sees 0")
+    with expected:
+        asyncio.run(one())
 
 
 def test_a_thousand_finished_shards_are_found_quickly(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from flows.execution import Execution
 from flows.progress import RunProgress, ShardProgress, StageProgress
-from flows.terminal import shown
+from flows.terminal import most_telling, shown
 from tests.flows.processes import wait_until
 from tests.flows.toy_flow import toy
 from tests.toy_tasks import SquaresParams
@@ -45,6 +45,7 @@ from tests.toy_tasks import SquaresParams
         (StageProgress("s", 1, 0, 0, "running", {"a": ShardProgress()}), "0 of 1 shard; 1 running", 0.0),
         (StageProgress("s", 0, state="done"), "nothing to do", 1.0),
         (StageProgress("s", 2, 0, 1, "failed"), "1 of 2 shards; stopped", 0.5),
+        (StageProgress("s", state="skipped"), "skipped", 1.0),
     ],
 )
 def test_a_stage_in_words(stage: StageProgress, text: str, fraction: float) -> None:
@@ -59,6 +60,26 @@ def test_a_run_is_the_mean_of_its_stages() -> None:
     run.begin("b", 2, 1)
     assert run.fraction == pytest.approx(0.375)
     assert run.describe() == "1 of 4 stages done; b: 1 of 2 shards, 1 of them reused"
+
+
+def test_stages_that_are_given_up_are_over() -> None:
+    run = RunProgress()
+    run.plan(["a", "b", "c"])
+    run.begin("a", 1, 0).state = "failed"
+    run.give_up("a", ["b"])
+    run.begin("c", 1, 1).state = "done"
+    assert run.fraction == 1
+    assert run.describe() == "1 of 3 stages done; a: 0 of 1 shard; stopped"
+
+
+def test_a_low_terminal_shows_what_happens_now_and_a_high_one_everything() -> None:
+    states = ["done"] * 5 + ["failed", "skipped", "running", "waiting", "running", "waiting"]
+    stages = [StageProgress(str(i), state=state) for i, state in enumerate(states)]
+    assert most_telling(stages, len(stages)) == stages
+    assert [stage.name for stage in most_telling(stages, 4)] == ["5", "7", "8", "9"]
+    assert [stage.name for stage in most_telling(stages, 1)] == ["7"]
+    over = [StageProgress(str(i), state="done") for i in range(9)]
+    assert most_telling(over, 3) == over
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 
 from flows import slots
 from flows.slots import Slot, SlotPool, cpu_slots, gpu_slots, visible_gpus
+from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import wait_until
 
 HOLD = """
@@ -144,14 +145,6 @@ def test_cpu_slots_share_the_cores(cores: int, expected: tuple[int, int], monkey
     assert (len(chosen), chosen[0].threads) == expected
     assert [slot.threads for slot in cpu_slots(2)] == [max(1, cores // 2)] * 2
     assert [slot.threads for slot in cpu_slots(2, threads=3)] == [3, 3]
-
-
-def write_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
-    """A program of that name that prints what the real one would."""
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
 def test_gpus_are_found_and_named_by_their_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def run_of(
 
 
 def lease() -> Lease:
+    """The one slot on the CPU."""
     held = SlotPool([Slot("cpu-0", None, 1)]).try_lease()
     assert held is not None
     return held
@@ -71,12 +72,14 @@ def finish(run: ShardRun) -> tuple[list[dict[str, Any]], Exit]:
     return asyncio.run(main())
 
 
-def while_running(run: ShardRun, act: Callable[[ProcessLauncher, ShardProcess], Any]) -> Exit:
+def while_running(
+    run: ShardRun, act: Callable[[ProcessLauncher, ShardProcess], Any], leased: Callable[[], Lease] = lease
+) -> Exit:
     """Start a shard, wait for its first progress, let ``act`` do something to it, and see how it ends."""
 
     async def main() -> Exit:
         launcher = ProcessLauncher()
-        with lease() as held:
+        with leased() as held:
             handle = await launcher.start(run, held)
             async for event in launcher.follow(handle):
                 if event["event"] == "progress":
@@ -185,6 +188,30 @@ def test_shards_get_their_slot_and_none_of_the_flows_credentials(
     while_running(run_of(tmp_path, SquaresParams(n=400, sleep_s=0.5)), look)
     assert not [name for name in seen if name.startswith("PREFECT_")]
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["OMP_NUM_THREADS"]) == ("", "1")
+
+
+def test_a_shard_sees_all_gpus_of_its_lease_and_holds_each(tmp_path: Path) -> None:
+    pool = SlotPool([Slot(f"gpu-{name}", name, 2) for name in ("A", "B", "C")])
+    seen: dict[str, str] = {}
+
+    def both() -> Lease:
+        held = pool.try_lease(2)
+        assert held is not None
+        leases.append(held)
+        return held
+
+    async def look(launcher: ProcessLauncher, handle: ShardProcess) -> None:
+        seen.update(psutil.Process(handle.process.pid).environ())
+        leases[0].release()  # the flow lets go, the shard does not
+        assert pool.try_lease(2) is None
+        await launcher.stop(handle)
+
+    leases: list[Lease] = []
+    while_running(run_of(tmp_path, SquaresParams(n=400, sleep_s=0.5)), look, both)
+    assert seen["CUDA_VISIBLE_DEVICES"] == "A,B"
+    again = pool.try_lease(3)
+    assert again is not None
+    again.release()
 
 
 def test_a_child_dies_with_its_flow(tmp_path: Path) -> None:

@@ -1,0 +1,16 @@
+"""A machine that shows GPUs where there are none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def write_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    """A program of that name that prints what the real one would."""
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{lines}\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
