@@ -7,6 +7,7 @@ import json
 import random
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,26 @@ def test_nothing_to_check_is_nothing_to_do(folder: Path, tmp_path: Path, paramet
     found = shards(tmp_path / "store")
     assert "outliers.ablation" not in found
     assert len(found["report.outliers"]) == 1
+
+
+def test_when_only_the_functional_check_fails_the_results_are_kept(tmp_path: Path) -> None:
+    """The model's files change as soon as it has been scanned."""
+    weights = save_tiny_model(tmp_path / "dense") / "model.safetensors"
+
+    def change() -> None:
+        wait_until(lambda: list(tmp_path.glob("store/shards/outliers.scan/*/manifest.json")), 120, "a scan is finished")
+        weights.write_bytes(weights.read_bytes()[:-1000])
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    outcome = run(tmp_path, tmp_path / "store", "dense")
+    changing.join()
+    [failure] = outcome.failures
+    assert failure.startswith("dense (ablation): refused its input: model.source = ")
+    assert "the model changed" in failure
+    report = Path(outcome.report)
+    assert (report.parent / "dense" / "final_analysis_results.json").exists()
+    assert "the model changed" in report.read_text()
 
 
 def test_on_a_cpu_the_number_of_gpus_means_nothing(folder: Path, tmp_path: Path) -> None:
