@@ -62,15 +62,14 @@ class PointOutputs:
 
     point: int
     rms: Tensor
-    """[B, T] float64: root mean square of the token's vector, NaN where it holds NaN or infinity"""
+    """[B, T] float64: root mean square of the token's vector, NaN where it holds NaN or infinity; written"""
     median: Tensor
-    """[B, T] float32: lower median of the token's magnitudes, NaN like `rms`"""
+    """[B, T] float32: lower median of the token's magnitudes, NaN like `rms`; written"""
     token_hits: Tensor
-    """[B, T] int32: dimensions with an absolute hit"""
+    """[B, T] int32: dimensions with an absolute hit; written"""
     nan: Tensor
-    """[B, T] int32"""
     inf: Tensor
-    """[B, T] int32"""
+    """[B, T] int32: such values; written"""
     count: Tensor
     """[B, 3, d] int32: positions with a hit, by criterion; written"""
     negative: Tensor
@@ -128,18 +127,18 @@ class SiteBuffers:
         self.first_rms = zeros(batch, points, dtype=torch.float64)
         self.first_median = zeros(batch, points, dtype=torch.float32)
         self._rows = torch.arange(batch, device=device)
-        self._shape = (batch, width)
+        self._of_tokens = {name: zeros(batch, width) for name in ("token_hits", "nan", "inf")}
+        self._of_tokens["rms"] = zeros(batch, width, dtype=torch.float64)
+        self._of_tokens["median"] = zeros(batch, width, dtype=torch.float32)
 
     def observe(self, point: int, x: Tensor) -> Tensor:
-        """Reduce x [B, columns, d], the activations of a point. Returns [B, T] int32: each token's absolute hits."""
+        """Reduce x [B, columns, d], the activations of a point. Returns [B, T] int32: each token's absolute hits; the
+        next point overwrites them."""
         if x.device != self.device:  # the last part of a model that is split over devices
             x = x.to(self.device)
-        per_token = {name: torch.zeros(self._shape, dtype=torch.int32, device=self.device) for name in _PER_TOKEN}
         out = PointOutputs(
             point=point,
-            rms=torch.zeros(self._shape, dtype=torch.float64, device=self.device),
-            median=torch.zeros(self._shape, dtype=torch.float32, device=self.device),
-            **per_token,
+            **self._of_tokens,
             count=self.count[:, point],
             negative=self.negative,
             peak=self.peak[:, point],
@@ -159,9 +158,6 @@ class SiteBuffers:
         self.first_rms[:, point] = out.rms[:, 0]
         self.first_median[:, point] = out.median[:, 0]
         return out.token_hits
-
-
-_PER_TOKEN = ("token_hits", "nan", "inf")
 
 
 def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Thresholds, out: PointOutputs) -> None:

@@ -8,6 +8,8 @@ vector and branches on nothing, which is what lets the compiler do sixteen dimen
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,8 +19,7 @@ from tasks.models.cache import cache_root
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "numba"))  # read when numba is imported
 
-import numba
-from numba import njit, prange
+from numba import njit
 
 from tasks.outliers.reductions import FIRST_VALUES, PointOutputs, Thresholds
 
@@ -37,23 +38,21 @@ largest ratios to the token's rms and median. Floats are kept as their bits, whi
 def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Thresholds, out: PointOutputs) -> None:
     """See `reductions.reduce_point`; x on the CPU."""
     bits, shift = _as_bits(x)
-    numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
     starts, lengths = start.numpy(), length.numpy()
     segments = -(-threads() // len(lengths))
     blocks = -(-x.shape[2] // BLOCK)
     counters = np.zeros((len(lengths), segments, blocks, FIELDS * BLOCK), np.int32)
-    _count(
-        bits,
-        shift,
-        starts,
-        lengths,
-        thresholds.absolute_bits,
-        thresholds.relative,
-        thresholds.massive_bits,
-        thresholds.massive_ratio,
-        counters,
-        *_arrays(out, "rms", "median", "token_hits", "nan", "inf", "hits"),
-    )
+    of_tokens = _arrays(out, "rms", "median", "token_hits", "nan", "inf", "hits")
+    limits = thresholds.absolute_bits, thresholds.relative, thresholds.massive_bits, thresholds.massive_ratio
+
+    def count(share: int) -> None:
+        _count(bits, shift, starts, lengths, *limits, share, shares, counters, *of_tokens)
+
+    shares = threads()
+    others = [_pool().submit(count, share) for share in range(1, shares)]
+    count(0)
+    for other in others:
+        other.result()
     _collect(
         bits,
         shift,
@@ -65,6 +64,16 @@ def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Threshold
         *_arrays(out, "count", "negative", "peak", "peak_at", "over_rms", "over_median"),
         *_arrays(out, "first_values", "first_points", "first_positions", "filled"),
     )
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that sleep while they wait: numba's own would turn on the cores that torch computes on."""
+    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="reductions")
+
+
+def _arrays(out: PointOutputs, *names: str) -> list[np.ndarray]:
+    return [getattr(out, name).numpy() for name in names]
 
 
 def threads() -> int:
@@ -142,20 +151,28 @@ def _median(magnitudes, shift, rms):
 
 
 @njit(inline="always")
+def _largest(magnitudes):
+    top = np.int32(0)
+    for h in range(magnitudes.size):
+        top = max(top, magnitudes[h])
+    return top
+
+
+@njit(inline="always")
 def _reciprocal(scale):
     """0 where the scale is 0 or unknown."""
     return np.float32(1.0 / scale) if scale > 0 else np.float32(0)
 
 
-@njit(nogil=True, parallel=True, cache=True, fastmath={"reassoc"})
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
 def _count(
-    x, shift, start, length, absolute, ratio, massive_limit, massive_ratio, counters,
+    x, shift, start, length, absolute, ratio, massive_limit, massive_ratio, share, shares, counters,
     rms, median, token_hits, nan, inf, hits,
 ):  # fmt: skip
     """Counters of every dimension over each segment of each sequence, its first position left out; facts of tokens."""
     batch, _, d = x.shape
     segments, blocks = counters.shape[1:3]
-    for task in prange(batch * segments):
+    for task in range(share, batch * segments, shares):
         b, segment = task // segments, task % segments
         end = length[b] * (segment + 1) // segments
         own = np.zeros(blocks * FIELDS * BLOCK, np.int32)  # memory that the compiler knows nothing else points to
@@ -167,15 +184,13 @@ def _count(
             for i in range(min(TOKENS, end - t0)):
                 t = t0 + i
                 row = x[b, start[b] + t]
+                for h in range(d):
+                    magnitudes[h] = _magnitude(row[h], shift)
                 top = np.int32(0)
                 for block in range(blocks):
-                    block_top = np.int32(0)
-                    for h in range(block * BLOCK, min(d, (block + 1) * BLOCK)):
-                        magnitude = _magnitude(row[h], shift)
-                        magnitudes[h] = magnitude
-                        block_top = max(block_top, magnitude)
-                    tops[i, block] = block_top
-                    top = max(top, block_top)
+                    tops[i, block] = _largest(magnitudes[block * BLOCK : (block + 1) * BLOCK])
+                    top = max(top, tops[i, block])
+                token_hits[b, t] = nan[b, t] = inf[b, t] = 0
                 if top >= INFINITY:
                     for h in range(d):
                         token_hits[b, t] += absolute <= magnitudes[h] < INFINITY
@@ -245,14 +260,14 @@ def _mark(row, shift, absolute, of_rms, of_median, marks):
         marks[h] |= np.uint8(mark * np.int32(magnitude < INFINITY))
 
 
-@njit(nogil=True, parallel=True, cache=True)
+@njit(nogil=True, cache=True)
 def _collect(
     x, shift, start, length, absolute, point, counters,
     count, negative, peak, peak_at, over_rms, over_median, first_values, first_points, first_positions, filled,
 ):  # fmt: skip
     """Counters of all segments to where they belong; the first values of dimensions that have hits and lack some."""
     batch, segments = counters.shape[:2]
-    for b in prange(batch):
+    for b in range(batch):
         for h in range(x.shape[2]):
             largest = np.int32(0)
             for segment in range(segments):
