@@ -61,8 +61,8 @@ def _row(row: SummaryRow) -> dict[str, str]:
         "share of positions": fmt.percent(row.mean_position_share),
         "largest magnitude": fmt.magnitude(row.largest_magnitude),
         "with massive activations": fmt.count(row.massive),
-        "perplexity ratio with them at zero": fmt.magnitude(row.perplexity_ratio),
-        "with random ones at zero": fmt.magnitude(row.random_perplexity_ratio),
+        "perplexity ratio with them (or the largest) at zero": fmt.ratio(row.perplexity_ratio),
+        "with random ones at zero": fmt.ratio(row.random_perplexity_ratio),
     }
 
 

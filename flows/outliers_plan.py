@@ -139,11 +139,11 @@ class Examination:
         return kinds.ABLATION.spec(params, inputs, self.settings.seed)
 
     def has_to_check(self, summary: Mapping[str, Any]) -> bool:
-        """Whether there is something to set to zero: a systematic dimension of the norms (``summary`` is the json of
-        `outliers.summary`)."""
+        """Whether there is something to set to zero: a dimension of the norms with an outlier (``summary`` is the json
+        of `outliers.summary`)."""
         if not self.settings.ablation.enabled or "norms" not in summary["sites"]:
             return False
-        return summary["sites"]["norms"][summary["headline"]]["systematic"] > 0
+        return summary["sites"]["norms"][summary["headline"]]["occurrences"] > 0
 
 
 @dataclass(frozen=True)

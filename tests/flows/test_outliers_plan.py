@@ -144,8 +144,8 @@ def test_only_what_depends_on_a_setting_is_done_again(change: dict[str, Any], ag
 
 
 def test_what_there_is_to_check() -> None:
-    def summary(systematic: int, without_first: int) -> dict[str, Any]:
-        variants = {"all": {"systematic": systematic}, "without_first": {"systematic": without_first}}
+    def summary(occurrences: int, without_first: int) -> dict[str, Any]:
+        variants = {"all": {"occurrences": occurrences}, "without_first": {"occurrences": without_first}}
         return {"headline": "all", "sites": {"norms": variants}}
 
     assert one().has_to_check(summary(3, 0))
