@@ -18,7 +18,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, eq=False)
 class PartReductions:
-    """Reductions of B sequences over some of their positions; what the fields mean, `reductions.PointOutputs` says."""
+    """Reductions of B sequences over some of their positions; what the fields mean, `reductions.SiteBuffers` says."""
 
     count: Tensor
     """[B, S, 3, d] int32"""

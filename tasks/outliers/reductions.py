@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -55,44 +56,6 @@ class Thresholds:
         return _bits(_not_less(math.nextafter(self.massive, math.inf)))
 
 
-@dataclass(frozen=True, eq=False)
-class PointOutputs:
-    """Where the reductions of one point go. Positions are the sequence's own, from 0; position 0 is left out of
-    everything that has an axis of dimensions."""
-
-    point: int
-    rms: Tensor
-    """[B, T] float64: root mean square of the token's vector, NaN where it holds NaN or infinity; written"""
-    median: Tensor
-    """[B, T] float32: lower median of the token's magnitudes, NaN like `rms`; written"""
-    token_hits: Tensor
-    """[B, T] int32: dimensions with an absolute hit; written"""
-    nan: Tensor
-    inf: Tensor
-    """[B, T] int32: such values; written"""
-    count: Tensor
-    """[B, 3, d] int32: positions with a hit, by criterion; written"""
-    negative: Tensor
-    """[B, d] int32: absolute hits of a negative value; added to"""
-    peak: Tensor
-    """[B, d] float32: the absolute hit of largest magnitude, 0 without one; written"""
-    peak_at: Tensor
-    """[B, d] int32: its first position; written"""
-    over_rms: Tensor
-    """[B, d] float32: largest |x| / rms of its token among the hits of any criterion; raised"""
-    over_median: Tensor
-    """[B, d] float32: the same for the median; raised"""
-    hits: Tensor
-    """[B, T, d] uint8: bit c is set where criterion c is met; added to"""
-    first_values: Tensor
-    """[B, FIRST_VALUES, d] float32: the first absolute hits, by point and position; `filled` of them; added to"""
-    first_points: Tensor
-    first_positions: Tensor
-    """[B, FIRST_VALUES, d] int32"""
-    filled: Tensor
-    """[B, d] int32"""
-
-
 class SiteBuffers:
     """Reductions of a batch at the points of one site.
 
@@ -110,63 +73,55 @@ class SiteBuffers:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.count = zeros(batch, points, len(CRITERIA), d)
+        """[B, S, 3, d] int32: positions with a hit, by criterion."""
         self.peak = zeros(batch, points, d, dtype=torch.float32)
+        """[B, S, d] float32: the absolute hit of largest magnitude, 0 without one."""
         self.peak_at = zeros(batch, points, d)
+        """[B, S, d] int32: its first position."""
         self.negative = zeros(batch, d)
+        """[B, d] int32: absolute hits of a negative value."""
         self.over_rms = zeros(batch, d, dtype=torch.float32)
+        """[B, d] float32: largest |x| / root mean square of its token, among the hits of any criterion."""
         self.over_median = zeros(batch, d, dtype=torch.float32)
+        """[B, d] float32: the same with the token's median magnitude."""
         self.hits = zeros(batch, width, d, dtype=torch.uint8)
+        """[B, T, d] uint8: bit c is set where criterion c is met at any point."""
         self.first_values = zeros(batch, FIRST_VALUES, d, dtype=torch.float32)
+        """[B, FIRST_VALUES, d] float32: the first absolute hits, by point and position; `filled` of them."""
         self.first_points = zeros(batch, FIRST_VALUES, d)
         self.first_positions = zeros(batch, FIRST_VALUES, d)
+        """[B, FIRST_VALUES, d] int32"""
         self.filled = zeros(batch, d)
-        self.nan = zeros(batch, points, dtype=torch.int64)
-        self.inf = zeros(batch, points, dtype=torch.int64)
+        """[B, d] int32"""
+        self.nan = zeros(batch, points)
+        self.inf = zeros(batch, points)
+        """[B, S] int32: such values, the first position included."""
         self.first = zeros(batch, points, d, dtype=torch.float32)
-        """The vector at each sequence's first position."""
+        """[B, S, d] float32: the vector at each sequence's first position."""
+        self.rms = zeros(batch, width, dtype=torch.float64)
+        """[B, T] float64: of each token at the last point, root mean square; NaN where it holds NaN or infinity."""
+        self.median = zeros(batch, width, dtype=torch.float32)
+        """[B, T] float32: of each token at the last point, lower median of the magnitudes; NaN like `rms`."""
+        self.token_hits = zeros(batch, width)
+        """[B, T] int32: of each token at the last point, dimensions with an absolute hit."""
         self.first_rms = zeros(batch, points, dtype=torch.float64)
         self.first_median = zeros(batch, points, dtype=torch.float32)
-        self._rows = torch.arange(batch, device=device)
-        self._of_tokens = {name: zeros(batch, width) for name in ("token_hits", "nan", "inf")}
-        self._of_tokens["rms"] = zeros(batch, width, dtype=torch.float64)
-        self._of_tokens["median"] = zeros(batch, width, dtype=torch.float32)
+        """[B, S]: `rms` and `median` of each sequence's first token."""
 
-    def observe(self, point: int, x: Tensor) -> Tensor:
-        """Reduce x [B, columns, d], the activations of a point. Returns [B, T] int32: each token's absolute hits; the
-        next point overwrites them."""
+    def observe(self, point: int, x: Tensor) -> None:
+        """Reduce x [B, columns, d], the activations of a point; points come in order."""
         if x.device != self.device:  # the last part of a model that is split over devices
             x = x.to(self.device)
-        out = PointOutputs(
-            point=point,
-            **self._of_tokens,
-            count=self.count[:, point],
-            negative=self.negative,
-            peak=self.peak[:, point],
-            peak_at=self.peak_at[:, point],
-            over_rms=self.over_rms,
-            over_median=self.over_median,
-            hits=self.hits,
-            first_values=self.first_values,
-            first_points=self.first_points,
-            first_positions=self.first_positions,
-            filled=self.filled,
-        )
-        reduce_point(x, self.start, self.length, self.thresholds, out)
-        self.nan[:, point] = out.nan.sum(1)
-        self.inf[:, point] = out.inf.sum(1)
-        self.first[:, point] = x[self._rows, self.start]
-        self.first_rms[:, point] = out.rms[:, 0]
-        self.first_median[:, point] = out.median[:, 0]
-        return out.token_hits
+        if x.device.type == "cuda":
+            from tasks.outliers.reductions_cuda import reduce_point
+        else:
+            from tasks.outliers.reductions_cpu import reduce_point
+        reduce_point(x, point, self)
 
-
-def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Thresholds, out: PointOutputs) -> None:
-    """Fill `out` from x [B, columns, d], of which sequence b has columns start[b] to start[b] + length[b]."""
-    if x.device.type == "cuda":
-        from tasks.outliers.reductions_cuda import reduce_point as on_device
-    else:
-        from tasks.outliers.reductions_cpu import reduce_point as on_device
-    on_device(x, start, length, thresholds, out)
+    @cached_property
+    def arrays(self) -> SimpleNamespace:
+        """The tensors as arrays of numpy that share their memory, on a CPU."""
+        return SimpleNamespace(**{name: t.numpy() for name, t in vars(self).items() if isinstance(t, Tensor)})
 
 
 def _not_less(limit: float) -> np.float32:

@@ -8,8 +8,6 @@ vector and branches on nothing, which is what lets the compiler do sixteen dimen
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import torch
@@ -19,9 +17,10 @@ from tasks.models.cache import cache_root
 
 os.environ.setdefault("NUMBA_CACHE_DIR", str(cache_root() / "numba"))  # read when numba is imported
 
-from numba import njit
+import numba
+from numba import njit, prange
 
-from tasks.outliers.reductions import FIRST_VALUES, PointOutputs, Thresholds
+from tasks.outliers.reductions import FIRST_VALUES, SiteBuffers
 
 INFINITY = np.int32(0x7F800000)
 MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -35,54 +34,48 @@ FIELDS = 8
 largest ratios to the token's rms and median. Floats are kept as their bits, which are ordered alike."""
 
 
-def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Thresholds, out: PointOutputs) -> None:
-    """See `reductions.reduce_point`; x on the CPU."""
+def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
+    """See `SiteBuffers.observe`; x on the CPU."""
     bits, shift = _as_bits(x)
-    starts, lengths = start.numpy(), length.numpy()
-    segments = -(-threads() // len(lengths))
-    blocks = -(-x.shape[2] // BLOCK)
-    counters = np.zeros((len(lengths), segments, blocks, FIELDS * BLOCK), np.int32)
-    of_tokens = _arrays(out, "rms", "median", "token_hits", "nan", "inf", "hits")
-    limits = thresholds.absolute_bits, thresholds.relative, thresholds.massive_bits, thresholds.massive_ratio
-
-    def count(share: int) -> None:
-        _count(bits, shift, starts, lengths, *limits, share, shares, counters, *of_tokens)
-
-    shares = threads()
-    others = [_pool().submit(count, share) for share in range(1, shares)]
-    count(0)
-    for other in others:
-        other.result()
-    _collect(
+    thresholds, arrays = buffers.thresholds, buffers.arrays
+    _reduce(
         bits,
         shift,
-        starts,
-        lengths,
+        point,
+        _segments(len(bits)),
         thresholds.absolute_bits,
-        out.point,
-        counters,
-        *_arrays(out, "count", "negative", "peak", "peak_at", "over_rms", "over_median"),
-        *_arrays(out, "first_values", "first_points", "first_positions", "filled"),
+        thresholds.relative,
+        thresholds.massive_bits,
+        thresholds.massive_ratio,
+        arrays.start,
+        arrays.length,
+        arrays.count,
+        arrays.peak,
+        arrays.peak_at,
+        arrays.negative,
+        arrays.over_rms,
+        arrays.over_median,
+        arrays.hits,
+        arrays.first_values,
+        arrays.first_points,
+        arrays.first_positions,
+        arrays.filled,
+        arrays.nan,
+        arrays.inf,
+        arrays.first,
+        arrays.rms,
+        arrays.median,
+        arrays.token_hits,
+        arrays.first_rms,
+        arrays.first_median,
     )
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads that sleep while they wait: numba's own would turn on the cores that torch computes on."""
-    return ThreadPoolExecutor(max_workers=64, thread_name_prefix="reductions")
-
-
-def _arrays(out: PointOutputs, *names: str) -> list[np.ndarray]:
-    return [getattr(out, name).numpy() for name in names]
-
-
-def threads() -> int:
-    """As many as torch uses: the reductions run while it waits."""
-    return torch.get_num_threads()
-
-
-def _arrays(out: PointOutputs, *names: str) -> list[np.ndarray]:
-    return [getattr(out, name).numpy() for name in names]
+def _segments(sequences: int) -> int:
+    """Pieces of each sequence, so that every thread has one: as many threads as torch has, which waits meanwhile."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    return -(-threads // sequences)
 
 
 def _as_bits(x: Tensor) -> tuple[np.ndarray, np.int32]:
@@ -126,28 +119,33 @@ def _count_up_to(magnitudes, limit):
 
 
 @njit(inline="always")
-def _median(magnitudes, shift, rms):
+def _median(magnitudes, shift, guess):
     """The lower median of a token's magnitudes: the smallest that at least half of them do not exceed.
 
-    It is at most sqrt(2) rms, since the upper half alone has that much power. From there, octaves are left out as long
-    as half of the magnitudes are below; in the octave that is left, the search halves the interval.
+    Tokens at one point are alike, so the search begins at the median of the token before (`guess`), in steps that
+    double until the median is passed, and then halves the interval.
     """
     half = np.int32((magnitudes.size + 1) // 2)
-    step = np.int32(1 << shift)
-    octave = np.int32(1 << 23)
-    high = np.int32(_not_less(1.415 * rms) | np.int32(step - 1))
-    low = np.int32(high - octave)
-    while low >= 0 and _count_up_to(magnitudes, low) >= half:
-        high = low
-        low = np.int32(low - octave)
-    low = max(low, np.int32(-1))
-    while high - low > step:
-        middle = np.int32(low + np.int32((high - low) // (2 * step)) * step)
+    unit = np.int32(1 << shift)
+    low = high = np.int32(guess | np.int32(unit - 1))  # what the shift leaves out never decides a comparison
+    step = np.int32(1 << 18)  # a thirty-second of an octave
+    if _count_up_to(magnitudes, high) >= half:
+        low = max(np.int32(high - step), np.int32(-1))
+        while low >= 0 and _count_up_to(magnitudes, low) >= half:
+            high, step = low, np.int32(step << 1)
+            low = max(np.int32(high - step), np.int32(-1))
+    else:
+        high = min(low, np.int32(INFINITY - step)) + step
+        while _count_up_to(magnitudes, high) < half:
+            low, step = high, np.int32(step << 1)
+            high = min(low, np.int32(INFINITY - step)) + step
+    while high - low > unit:
+        middle = np.int32(low + np.int32((high - low) // (2 * unit)) * unit)
         if _count_up_to(magnitudes, middle) >= half:
             high = middle
         else:
             low = middle
-    return np.int32(high & ~np.int32(step - 1))
+    return np.int32(high & ~np.int32(unit - 1))
 
 
 @njit(inline="always")
@@ -164,65 +162,118 @@ def _reciprocal(scale):
     return np.float32(1.0 / scale) if scale > 0 else np.float32(0)
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})
-def _count(
-    x, shift, start, length, absolute, ratio, massive_limit, massive_ratio, share, shares, counters,
-    rms, median, token_hits, nan, inf, hits,
+@njit(nogil=True, parallel=True, cache=True, fastmath={"reassoc"})
+def _reduce(
+    x, shift, point, segments, absolute, ratio, massive_limit, massive_ratio, start, length,
+    count, peak, peak_at, negative, over_rms, over_median, hits,
+    first_values, first_points, first_positions, filled, nan, inf, first, rms, median, token_hits, first_rms,
+    first_median,
 ):  # fmt: skip
-    """Counters of every dimension over each segment of each sequence, its first position left out; facts of tokens."""
     batch, _, d = x.shape
-    segments, blocks = counters.shape[1:3]
-    for task in range(share, batch * segments, shares):
+    blocks = (d + BLOCK - 1) // BLOCK
+    counters = np.empty((batch * segments, blocks, FIELDS * BLOCK), np.int32)
+    broken = np.empty((batch * segments, 2), np.int32)
+    for task in prange(batch * segments):
         b, segment = task // segments, task % segments
-        end = length[b] * (segment + 1) // segments
-        own = np.zeros(blocks * FIELDS * BLOCK, np.int32)  # memory that the compiler knows nothing else points to
-        magnitudes = np.empty(d, np.int32)
-        tops = np.empty((TOKENS, blocks), np.int32)
-        of_rms, of_median = np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
-        by_rms, by_median = np.empty(TOKENS, np.float32), np.empty(TOKENS, np.float32)
-        for t0 in range(length[b] * segment // segments, end, TOKENS):
-            for i in range(min(TOKENS, end - t0)):
-                t = t0 + i
-                row = x[b, start[b] + t]
-                for h in range(d):
-                    magnitudes[h] = _magnitude(row[h], shift)
-                top = np.int32(0)
-                for block in range(blocks):
-                    tops[i, block] = _largest(magnitudes[block * BLOCK : (block + 1) * BLOCK])
-                    top = max(top, tops[i, block])
-                token_hits[b, t] = nan[b, t] = inf[b, t] = 0
-                if top >= INFINITY:
-                    for h in range(d):
-                        token_hits[b, t] += absolute <= magnitudes[h] < INFINITY
-                        nan[b, t] += magnitudes[h] > INFINITY
-                        inf[b, t] += magnitudes[h] == INFINITY
-                    rms[b, t] = median[b, t] = np.nan
-                    of_rms[i] = of_median[i] = INFINITY
-                    by_rms[i] = by_median[i] = 0
-                    continue
-                power = 0.0
-                for h in range(d):
-                    value = np.float64(_as_float(magnitudes[h]))
-                    power += value * value
-                size = np.sqrt(power / d)
-                middle = _as_float(_median(magnitudes, shift, size))
-                rms[b, t], median[b, t] = size, middle
-                if top >= absolute:
-                    token_hits[b, t] = d - _count_up_to(magnitudes, np.int32(absolute - 1))
-                of_rms[i] = max(_not_less(ratio * size), np.int32(1))
-                of_median[i] = max(_not_less(massive_ratio * middle), massive_limit)
-                by_rms[i], by_median[i] = _reciprocal(size), _reciprocal(middle)
+        begin, end = length[b] * segment // segments, length[b] * (segment + 1) // segments
+        _count(
+            x[b, start[b] : start[b] + length[b]], shift, begin, end, absolute, ratio, massive_limit, massive_ratio,
+            counters[task], broken[task], rms[b], median[b], token_hits[b], hits[b],
+        )  # fmt: skip
+    for b in prange(batch):
+        first_rms[b, point], first_median[b, point] = rms[b, 0], median[b, 0]
+        nan[b, point], inf[b, point] = 0, 0
+        for h in range(d):
+            first[b, point, h] = _as_float(_value_bits(x[b, start[b], h], shift))
+        for segment in range(segments):
+            mine, is_first = counters[b * segments + segment], segment == 0
+            nan[b, point] += broken[b * segments + segment, 0]
+            inf[b, point] += broken[b * segments + segment, 1]
+            for h in range(d):
+                of_dim = mine[h // BLOCK, h % BLOCK :: BLOCK]
+                for criterion in range(3):
+                    before = 0 if is_first else count[b, point, criterion, h]
+                    count[b, point, criterion, h] = before + of_dim[criterion]
+                negative[b, h] += of_dim[NEGATIVE]
+                value = _as_float(of_dim[LARGEST])
+                if value > abs(peak[b, point, h]):
+                    at = of_dim[LARGEST_AT]
+                    peak[b, point, h] = _as_float(_value_bits(x[b, start[b] + at, h], shift))
+                    peak_at[b, point, h] = at
+                over_rms[b, h] = max(over_rms[b, h], _as_float(of_dim[OVER_RMS]))
+                over_median[b, h] = max(over_median[b, h], _as_float(of_dim[OVER_MEDIAN]))
+        for h in range(d):
+            t = 1
+            while count[b, point, ABSOLUTE, h] > 0 and filled[b, h] < FIRST_VALUES and t < length[b]:
+                bits = _value_bits(x[b, start[b] + t, h], shift)
+                if absolute <= np.int32(bits & MAGNITUDE) < INFINITY:
+                    slot = filled[b, h]
+                    first_values[b, slot, h] = _as_float(bits)
+                    first_points[b, slot, h] = point
+                    first_positions[b, slot, h] = t
+                    filled[b, h] = slot + 1
+                t += 1
+
+
+@njit(fastmath={"reassoc"})
+def _count(
+    x, shift, begin, end, absolute, ratio, massive_limit, massive_ratio, counters, broken,
+    rms, median, token_hits, hits,
+):  # fmt: skip
+    """Positions `begin` to `end` of one sequence x [T, d]: facts of its tokens, counters of its dimensions, in which
+    position 0 is left out; how many values are NaN, and infinite."""
+    d = x.shape[1]
+    blocks = len(counters)
+    own = np.zeros(blocks * FIELDS * BLOCK, np.int32)  # memory that the compiler knows nothing else points to
+    magnitudes = np.empty(d, np.int32)
+    tops = np.empty((TOKENS, blocks), np.int32)
+    of_rms, of_median = np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
+    by_rms, by_median = np.empty(TOKENS, np.float32), np.empty(TOKENS, np.float32)
+    nan, inf = 0, 0
+    guess = np.int32(0x3F800000)
+    for t0 in range(begin, end, TOKENS):
+        n = min(TOKENS, end - t0)
+        for i in range(n):
+            t = t0 + i
+            row = x[t]
+            for h in range(d):
+                magnitudes[h] = _magnitude(row[h], shift)
+            top = np.int32(0)
             for block in range(blocks):
-                h0 = block * BLOCK
-                width = min(BLOCK, d - h0)
-                mine = own[block * FIELDS * BLOCK : (block + 1) * FIELDS * BLOCK]
-                for i in range(max(0, 1 - t0), min(TOKENS, end - t0)):
-                    if tops[i, block] >= min(absolute, min(of_rms[i], of_median[i])):
-                        t = t0 + i
-                        row = x[b, start[b] + t, h0 : h0 + width]
-                        _add(row, shift, absolute, of_rms[i], of_median[i], by_rms[i], by_median[i], t, mine)
-                        _mark(row, shift, absolute, of_rms[i], of_median[i], hits[b, t, h0 : h0 + width])
-        counters[b, segment] = own.reshape(blocks, FIELDS * BLOCK)
+                tops[i, block] = _largest(magnitudes[block * BLOCK : (block + 1) * BLOCK])
+                top = max(top, tops[i, block])
+            token_hits[t] = d - _count_up_to(magnitudes, np.int32(absolute - 1)) if top >= absolute else 0
+            if top >= INFINITY:
+                finite = _count_up_to(magnitudes, np.int32(INFINITY - 1))
+                not_nan = _count_up_to(magnitudes, INFINITY)
+                nan += d - not_nan
+                inf += not_nan - finite
+                token_hits[t] -= d - finite
+                rms[t] = median[t] = np.nan
+                of_rms[i] = of_median[i] = INFINITY
+                by_rms[i] = by_median[i] = 0
+                continue
+            power = 0.0
+            for h in range(d):
+                value = np.float64(_as_float(magnitudes[h]))
+                power += value * value
+            size = np.sqrt(power / d)
+            guess = _median(magnitudes, shift, guess)
+            middle = _as_float(guess)
+            rms[t], median[t] = size, middle
+            of_rms[i] = max(_not_less(ratio * size), np.int32(1))
+            of_median[i] = max(_not_less(massive_ratio * middle), massive_limit)
+            by_rms[i], by_median[i] = _reciprocal(size), _reciprocal(middle)
+        for block in range(blocks):
+            h0 = block * BLOCK
+            mine = own[block * FIELDS * BLOCK : (block + 1) * FIELDS * BLOCK]
+            for i in range(max(0, 1 - t0), n):
+                if tops[i, block] >= min(absolute, min(of_rms[i], of_median[i])):
+                    row = x[t0 + i, h0 : h0 + BLOCK]
+                    _add(row, shift, absolute, of_rms[i], of_median[i], by_rms[i], by_median[i], t0 + i, mine)
+                    _mark(row, shift, absolute, of_rms[i], of_median[i], hits[t0 + i, h0 : h0 + BLOCK])
+    counters[:] = own.reshape(blocks, FIELDS * BLOCK)
+    broken[0], broken[1] = nan, inf
 
 
 @njit(inline="always")
@@ -258,36 +309,3 @@ def _mark(row, shift, absolute, of_rms, of_median, marks):
         mark = np.int32(mark | np.int32(np.int32(magnitude >= of_rms) << 1))
         mark = np.int32(mark | np.int32(np.int32(magnitude >= of_median) << 2))
         marks[h] |= np.uint8(mark * np.int32(magnitude < INFINITY))
-
-
-@njit(nogil=True, cache=True)
-def _collect(
-    x, shift, start, length, absolute, point, counters,
-    count, negative, peak, peak_at, over_rms, over_median, first_values, first_points, first_positions, filled,
-):  # fmt: skip
-    """Counters of all segments to where they belong; the first values of dimensions that have hits and lack some."""
-    batch, segments = counters.shape[:2]
-    for b in range(batch):
-        for h in range(x.shape[2]):
-            largest = np.int32(0)
-            for segment in range(segments):
-                mine = counters[b, segment, h // BLOCK, h % BLOCK :: BLOCK]
-                for criterion in range(3):
-                    count[b, criterion, h] = mine[criterion] + (count[b, criterion, h] if segment else 0)
-                negative[b, h] += mine[NEGATIVE]
-                if mine[LARGEST] > largest:
-                    largest = mine[LARGEST]
-                    peak_at[b, h] = mine[LARGEST_AT]
-                    peak[b, h] = _as_float(_value_bits(x[b, start[b] + mine[LARGEST_AT], h], shift))
-                over_rms[b, h] = max(over_rms[b, h], _as_float(mine[OVER_RMS]))
-                over_median[b, h] = max(over_median[b, h], _as_float(mine[OVER_MEDIAN]))
-            t = 1
-            while count[b, ABSOLUTE, h] > 0 and filled[b, h] < FIRST_VALUES and t < length[b]:
-                bits = _value_bits(x[b, start[b] + t, h], shift)
-                if absolute <= np.int32(bits & MAGNITUDE) < INFINITY:
-                    slot = filled[b, h]
-                    first_values[b, slot, h] = _as_float(bits)
-                    first_points[b, slot, h] = point
-                    first_positions[b, slot, h] = t
-                    filled[b, h] = slot + 1
-                t += 1

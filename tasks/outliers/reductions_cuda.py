@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tasks.outliers.reductions import FIRST_VALUES, PointOutputs, Thresholds
+from tasks.outliers.reductions import FIRST_VALUES, SiteBuffers
 
 INFINITY = tl.constexpr(0x7F800000)
 MAGNITUDE = tl.constexpr(0x7FFFFFFF)
@@ -21,17 +21,19 @@ TILE = 32
 """Positions that it takes at a time."""
 
 
-def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Thresholds, out: PointOutputs) -> None:
-    """See `reductions.reduce_point`; x on a GPU."""
+def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
+    """See `SiteBuffers.observe`; x on a GPU."""
     x = x.contiguous()
     batch, columns, d = x.shape
-    width = out.hits.shape[1]
-    relative = torch.empty(batch, width, dtype=torch.int32, device=x.device)
-    massive = torch.empty_like(relative)
+    width = buffers.hits.shape[1]
+    thresholds = buffers.thresholds
+    relative, massive = torch.empty(2, batch, width, dtype=torch.int32, device=x.device)
+    nan, inf = torch.zeros(2, batch, width, dtype=torch.int32, device=x.device)
+    count, peak, peak_at = buffers.count[:, point], buffers.peak[:, point], buffers.peak_at[:, point]
     _tokens[(batch, width)](
         x,
-        start,
-        length,
+        buffers.start,
+        buffers.length,
         columns,
         d,
         int(thresholds.absolute_bits),
@@ -40,45 +42,48 @@ def reduce_point(x: Tensor, start: Tensor, length: Tensor, thresholds: Threshold
         thresholds.massive_ratio,
         relative,
         massive,
-        out.rms,
-        out.median,
-        out.token_hits,
-        out.nan,
-        out.inf,
+        buffers.rms,
+        buffers.median,
+        buffers.token_hits,
+        nan,
+        inf,
         width,
         SHIFT=16 if x.dtype == torch.bfloat16 else 0,
         D=triton.next_power_of_2(d),
     )
     _dimensions[(batch, triton.cdiv(d, BLOCK))](
         x,
-        start,
-        length,
+        buffers.start,
+        buffers.length,
         columns,
         d,
         int(thresholds.absolute_bits),
         relative,
         massive,
-        out.point,
-        out.rms,
-        out.median,
-        out.count,
-        out.count.stride(0),
-        out.negative,
-        out.peak,
-        out.peak_at,
-        out.peak.stride(0),
-        out.over_rms,
-        out.over_median,
-        out.hits,
-        out.first_values,
-        out.first_points,
-        out.first_positions,
-        out.filled,
+        point,
+        buffers.rms,
+        buffers.median,
+        count,
+        count.stride(0),
+        buffers.negative,
+        peak,
+        peak_at,
+        peak.stride(0),
+        buffers.over_rms,
+        buffers.over_median,
+        buffers.hits,
+        buffers.first_values,
+        buffers.first_points,
+        buffers.first_positions,
+        buffers.filled,
         width,
         KEPT=FIRST_VALUES,
         TILE=TILE,
         BLOCK=BLOCK,
     )
+    buffers.nan[:, point], buffers.inf[:, point] = nan.sum(1), inf.sum(1)
+    buffers.first[:, point] = x[torch.arange(batch, device=x.device), buffers.start]
+    buffers.first_rms[:, point], buffers.first_median[:, point] = buffers.rms[:, 0], buffers.median[:, 0]
 
 
 @triton.jit

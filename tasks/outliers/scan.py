@@ -79,9 +79,9 @@ class Scanner:
             points, of_site = self.points[site], buffers[site]
 
             def see(point: int, x: Tensor) -> None:
-                token_hits = of_site.observe(point, x)
+                of_site.observe(point, x)
                 if self.blocks and points[point].kind in ("mlp", "both"):
-                    entering[:] = [token_hits[inside.to(token_hits.device)]]
+                    entering[:] = [of_site.token_hits[inside.to(of_site.device)]]
 
             return see
 
@@ -108,8 +108,8 @@ class Scanner:
             rest=fold(rest, numbers, tokens - n, int(length.max())),
             sequences=n,
             recurrence=systematic.sum(1).cpu().numpy(),
-            nan=buffers.nan.sum(0).cpu().numpy(),
-            inf=buffers.inf.sum(0).cpu().numpy(),
+            nan=buffers.nan.sum(0, dtype=torch.int64).cpu().numpy(),
+            inf=buffers.inf.sum(0, dtype=torch.int64).cpu().numpy(),
         )
         per_sequence = systematic.sum(2).cpu().numpy()
         return SiteResult(

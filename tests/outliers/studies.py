@@ -14,7 +14,7 @@ from tasks.outliers import spec
 from tasks.outliers.spec import Criteria, TextSource
 from tasks.runner import run_shard
 
-CRITERIA = Criteria(threshold=1.8, layer_share=0.5, position_share=0.3, relative_threshold=2.0)
+CRITERIA = Criteria(threshold=2.1, layer_share=0.4, position_share=0.2, relative_threshold=2.5)
 
 
 def prepared(store: Store, model: ModelRef, text: TextSource) -> Manifest:

@@ -45,7 +45,7 @@ def test_every_number_is_the_references(dtype, side, lengths, d) -> None:
 @pytest.mark.parametrize("threads", [1, 3, 7])
 def test_any_number_of_threads_gives_the_same(threads, monkeypatch) -> None:
     """More threads than sequences: each sequence is cut into segments."""
-    monkeypatch.setattr(reductions_cpu, "threads", lambda: threads)
+    monkeypatch.setattr(reductions_cpu, "_segments", lambda sequences: -(-threads // sequences))
     rng = np.random.default_rng(threads)
     criteria = Criteria()
     sequences = [draw(rng, 4, n, 90, "bfloat16") for n in (45, 3)]
