@@ -77,14 +77,21 @@ def _per_token(hits_in: Tensor, hits_out: Tensor) -> Tensor:
     return torch.stack([field.long() for field in fields], dim=1)
 
 
-def experts_table(layers: Sequence[int], n_experts: Sequence[int], per_token: int, counts: np.ndarray) -> pa.Table:
-    """Table `experts`. counts: [layer, expert, FIELDS], the shared expert last; per_token: experts of each token."""
+def experts_table(
+    layers: Sequence[int], n_experts: Sequence[int], per_token: int, counts: np.ndarray, entering: bool
+) -> pa.Table:
+    """Table `experts`. counts: [layer, expert, FIELDS], the shared expert last; per_token: experts of each token.
+
+    entering: what enters the FFN was watched; its columns are null otherwise.
+    """
     rows = []
     for layer, n, of_layer in zip(layers, n_experts, counts, strict=True):
         tokens = int(of_layer[:n, 0].sum()) // per_token
         rows += [_row(layer, i, "routed", of_layer[i], tokens, per_token / n) for i in range(n)]
         if of_layer[-1, 0]:
             rows.append(_row(layer, SHARED, "shared", of_layer[-1], tokens, 1.0))
+    if not entering:
+        rows = [row | dict.fromkeys(_ENTERING) for row in rows]
     return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
 
@@ -121,3 +128,4 @@ _SCHEMA = pa.schema(
         ("outlier_rate_out", pa.float64()),
     ]
 )
+_ENTERING = ("tokens_with_outlier_in", "outliers_in", "outlier_rate_in")

@@ -39,7 +39,9 @@ def run(ctx: ShardContext) -> None:
     experts = None
     if len(routing["layers"]):
         per_token = int(routing["per_token"][0])
-        tables["experts"] = experts_table(routing["layers"], routing["n_experts"], per_token, routing["counts"])
+        tables["experts"] = experts_table(
+            routing["layers"], routing["n_experts"], per_token, routing["counts"], entering="norms" in p.sites
+        )
         experts = {
             "layers": len(routing["layers"]),
             "routed": int(routing["n_experts"].max()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.errors import BadInput
 from tasks.models.batching import Batch
-from tasks.models.experts import MoeBlock, Routing, moe_blocks, routing
+from tasks.models.experts import MoeBlock, moe_blocks, routing
 from tasks.models.layout import Layout
 from tasks.models.load import LoadedModel
 from tasks.models.points import Point, norm_points, residual_points, watching
@@ -71,30 +71,30 @@ class Scanner:
         return {site: self._result(site, buffers[site], length, sequences) for site in buffers}
 
     def _run(self, batch: Batch, buffers: dict[Site, SiteBuffers], real: Tensor) -> None:
-        tally, real_tokens = RoutingTally(self.blocks, self.criteria.threshold), real.reshape(-1).nonzero()[:, 0]
-        entering: list[Tensor] = []
-        inside = torch.arange(buffers[self.headline].hits.shape[1]) < real.sum(1, keepdim=True)
+        """The pass itself. Which tokens are no pads is known beforehand, so that nothing waits for a GPU."""
+        device = self.loaded.device
+        tally = RoutingTally(self.blocks, self.criteria.threshold)
+        tokens = real.reshape(-1).nonzero()[:, 0].to(device)
+        width = buffers[self.headline].hits.shape[1]
+        positions = (torch.arange(width) < real.sum(1, keepdim=True)).reshape(-1).nonzero()[:, 0].to(device)
+        entering = torch.zeros(len(tokens), dtype=torch.int32, device=device)
 
-        def watch(site: Site):
+        def watch(site: Site) -> Callable[[int, Tensor], None]:
             points, of_site = self.points[site], buffers[site]
 
             def see(point: int, x: Tensor) -> None:
                 of_site.observe(point, x)
                 if self.blocks and points[point].kind in ("mlp", "both"):
-                    entering[:] = [of_site.token_hits[inside.to(of_site.device)]]
+                    entering.copy_(of_site.token_hits.reshape(-1)[positions])
 
             return see
-
-        def see_routing(one: Routing) -> None:
-            hits_in = entering[0] if entering else torch.zeros(len(real_tokens), dtype=torch.int32)
-            tally.observe(one, real_tokens, hits_in)
 
         stack = self.loaded.layout.stack
         with ExitStack() as hooks:
             for site, points in self.points.items():
                 hooks.enter_context(watching(points, watch(site)))
-            hooks.enter_context(routing(self.blocks, see_routing))
-            stack(**batch.to(self.loaded.device).inputs(stack), use_cache=False)
+            hooks.enter_context(routing(self.blocks, lambda one: tally.observe(one, tokens, entering)))
+            stack(**batch.to(device).inputs(stack), use_cache=False)
         self.routing.add(tally)
 
     def _result(self, site: Site, buffers: SiteBuffers, length: Tensor, sequences: Sequence[int]) -> SiteResult:

@@ -38,10 +38,15 @@ def of_model(found: Found, warnings: Sequence[str]) -> list[Caution]:
 def of_sweep(models: Sequence[ModelReport], failures: Sequence[Failure]) -> list[Caution]:
     """What concerns the comparison of models."""
     every: list[Caution] = []
-    if failures:
-        total = len(models) + len(failures)
-        names = fmt.listed([f.name for f in failures])
-        every.append(warning("failures", f"{fmt.of(len(failures), total)} models failed and are missing: {names}."))
+    there = {m.name for m in models}
+    missing = [f.name for f in failures if f.name not in there]
+    unfinished = [f.name for f in failures if f.name in there]
+    if missing:
+        total = len(models) + len(missing)
+        text = f"{fmt.of(len(missing), total)} models failed and are missing: {fmt.listed(missing)}."
+        every.append(warning("failures", text))
+    if unfinished:
+        every.append(warning("unfinished", f"A later stage failed for {fmt.listed(unfinished)}: see below."))
     sites = {m.site.site for m in models}
     if len(sites) > 1:
         every.append(

@@ -59,7 +59,7 @@ def collect(models: Sequence[Examined], params: OutliersReportParams) -> Outlier
     limits = Limits.of(len(models))
     reports = [model_report(m, limits) for m in models]
     failures = [Failure(**failure.model_dump()) for failure in params.failures]
-    alone = reports[0] if len(reports) == 1 and not failures else None
+    alone = reports[0] if len(reports) == 1 and {f.name for f in failures} <= {reports[0].name} else None
     return OutliersData(
         title=params.title,
         headline=alone.headline if alone else sweep_headline(reports, failures),

@@ -115,6 +115,8 @@ def test_of_a_sweep(sweep: Report):
     models = sweep.data.models[:2]
     assert of_sweep(models, []) == []
     assert [c.code for c in of_sweep(models, sweep.data.failures)] == ["failures"]
+    checked = sweep.data.failures[0].model_copy(update={"name": models[0].name, "stage": "ablation"})
+    assert [c.code for c in of_sweep(models, [checked])] == ["unfinished"]
     other = with_facts(models[1], dtype="float32")
     assert [c.code for c in of_sweep([models[0], other], [])] == ["precision-differs"]
     residual = models[1].model_copy(update={"sites": models[1].sites[1:]})
