@@ -178,7 +178,10 @@ class Massive(Record):
 
 
 class Expert(Record):
-    """One expert of one layer. `share`: of all tokens; rates: tokens with an outlier / tokens, into and out of it."""
+    """One expert of one layer. `share`: of all tokens; rates: tokens with an outlier / tokens, into and out of it.
+
+    What goes in is None where it was not watched.
+    """
 
     layer: int
     expert: int
@@ -189,7 +192,7 @@ class Expert(Record):
     mean_weight: float | None
     rate_in: float | None
     rate_out: float | None
-    with_outlier_in: int
+    with_outlier_in: int | None
     with_outlier_out: int
 
 

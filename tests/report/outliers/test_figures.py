@@ -9,6 +9,7 @@ import pytest
 
 from tasks.report.outliers.figures.common import VARIANT_NAMES, log_ticks, tick_text
 from tasks.report.outliers.figures.dimensions import BARS, recurrence_figure
+from tasks.report.outliers.figures.experts import paths_figure
 from tasks.report.outliers.figures.heat import heat_figure
 from tasks.report.outliers.figures.plane import scale_figure
 from tasks.report.outliers.figures.sizes import SIZE_NAMES, size_figures
@@ -158,6 +159,16 @@ def test_experts_are_coloured_by_the_ratio_to_the_expected_share(sweep: Report, 
     shared = next(p for p in paths.data if p["name"] == "out of the shared experts")
     by_layer = {e.layer: e for e in found.experts if e.kind == "shared"}
     assert shared["y"] == pytest.approx([by_layer[layer].rate_out for layer in shared["x"]], rel=0.01)
+
+
+def test_what_enters_the_experts_is_left_out_where_it_was_not_watched(sweep: Report):
+    found = sweep.data.models[SWEEP.index(MOE)].experts
+    unknown = [e.model_copy(update={"rate_in": None, "with_outlier_in": None}) for e in found]
+    assert "into both" in {trace["name"] for trace in paths_figure("paths", found).data}
+    assert {t["name"] for t in paths_figure("paths", unknown).data} == {
+        "out of the routed experts",
+        "out of the shared experts",
+    }
 
 
 def test_models_over_their_size(sweep: Report):

@@ -148,6 +148,7 @@ def paths_figure(id: str, experts: Sequence[Expert]) -> Figure:
     )
 
 
-def _rate(experts: Sequence[Expert], count: Callable[[Expert], int]) -> float | None:
-    tokens = sum(e.tokens for e in experts)
-    return sum(count(e) for e in experts) / tokens if tokens else None
+def _rate(experts: Sequence[Expert], count: Callable[[Expert], int | None]) -> float | None:
+    """None where there is no token, or nobody counted."""
+    tokens, counts = sum(e.tokens for e in experts), [count(e) for e in experts]
+    return None if not tokens or None in counts else sum(filter(None, counts)) / tokens
