@@ -72,11 +72,15 @@ class SiteBuffers:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        self.count = zeros(batch, points, len(CRITERIA), d)
+        def written(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            """Filled in point by point, so it needs no beginning."""
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.count = written(batch, points, len(CRITERIA), d)
         """[B, S, 3, d] int32: positions with a hit, by criterion."""
-        self.peak = zeros(batch, points, d, dtype=torch.float32)
+        self.peak = written(batch, points, d, dtype=torch.float32)
         """[B, S, d] float32: the absolute hit of largest magnitude, 0 without one."""
-        self.peak_at = zeros(batch, points, d)
+        self.peak_at = written(batch, points, d)
         """[B, S, d] int32: its first position."""
         self.negative = zeros(batch, d)
         """[B, d] int32: absolute hits of a negative value."""
@@ -93,19 +97,19 @@ class SiteBuffers:
         """[B, FIRST_VALUES, d] int32"""
         self.filled = zeros(batch, d)
         """[B, d] int32"""
-        self.nan = zeros(batch, points)
-        self.inf = zeros(batch, points)
+        self.nan = written(batch, points)
+        self.inf = written(batch, points)
         """[B, S] int32: such values, the first position included."""
-        self.first = zeros(batch, points, d, dtype=torch.float32)
+        self.first = written(batch, points, d, dtype=torch.float32)
         """[B, S, d] float32: the vector at each sequence's first position."""
-        self.rms = zeros(batch, width, dtype=torch.float64)
+        self.rms = written(batch, width, dtype=torch.float64)
         """[B, T] float64: of each token at the last point, root mean square; NaN where it holds NaN or infinity."""
-        self.median = zeros(batch, width, dtype=torch.float32)
+        self.median = written(batch, width, dtype=torch.float32)
         """[B, T] float32: of each token at the last point, lower median of the magnitudes; NaN like `rms`."""
-        self.token_hits = zeros(batch, width)
+        self.token_hits = written(batch, width)
         """[B, T] int32: of each token at the last point, dimensions with an absolute hit."""
-        self.first_rms = zeros(batch, points, dtype=torch.float64)
-        self.first_median = zeros(batch, points, dtype=torch.float32)
+        self.first_rms = written(batch, points, dtype=torch.float64)
+        self.first_median = written(batch, points, dtype=torch.float32)
         """[B, S]: `rms` and `median` of each sequence's first token."""
 
     def observe(self, point: int, x: Tensor) -> None:

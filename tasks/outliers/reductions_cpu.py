@@ -149,10 +149,13 @@ def _median(magnitudes, shift, guess):
 
 
 @njit(inline="always")
-def _largest(magnitudes):
+def _take_magnitudes(row, shift, magnitudes):
+    """Write the magnitudes of a block of a token's vector, and return the largest."""
     top = np.int32(0)
-    for h in range(magnitudes.size):
-        top = max(top, magnitudes[h])
+    for h in range(row.size):
+        magnitude = _magnitude(row[h], shift)
+        magnitudes[h] = magnitude
+        top = max(top, magnitude)
     return top
 
 
@@ -185,6 +188,7 @@ def _reduce(
         nan[b, point], inf[b, point] = 0, 0
         for h in range(d):
             first[b, point, h] = _as_float(_value_bits(x[b, start[b], h], shift))
+            peak[b, point, h], peak_at[b, point, h] = 0, 0
         for segment in range(segments):
             mine, is_first = counters[b * segments + segment], segment == 0
             nan[b, point] += broken[b * segments + segment, 0]
@@ -236,11 +240,10 @@ def _count(
         for i in range(n):
             t = t0 + i
             row = x[t]
-            for h in range(d):
-                magnitudes[h] = _magnitude(row[h], shift)
             top = np.int32(0)
             for block in range(blocks):
-                tops[i, block] = _largest(magnitudes[block * BLOCK : (block + 1) * BLOCK])
+                within = slice(block * BLOCK, (block + 1) * BLOCK)
+                tops[i, block] = _take_magnitudes(row[within], shift, magnitudes[within])
                 top = max(top, tops[i, block])
             token_hits[t] = d - _count_up_to(magnitudes, np.int32(absolute - 1)) if top >= absolute else 0
             if top >= INFINITY:
