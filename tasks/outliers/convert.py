@@ -10,11 +10,11 @@ from typing import Any
 
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
-from tasks.outliers.layout import to_json
 from tasks.outliers.old.read import read
 from tasks.outliers.old.renew import Said, renew
 from tasks.outliers.old.source import open_source
 from tasks.outliers.old.tally import Shares
+from tasks.outliers.results_layout import to_json
 
 OLD, NEW = "OLD", "NEW"
 """What the arguments are called."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.outliers.layout import Record, assemble, shortest, to_json
+from tasks.outliers.results_layout import Record, assemble, shortest, to_json
 
 __all__ = ["RunFacts", "document", "to_json"]
 

@@ -22,10 +22,10 @@ import torch
 from tasks.errors import BadInput
 from tasks.outliers.__main__ import main
 from tasks.outliers.convert import convert, default_target
-from tasks.outliers.layout import to_json
 from tasks.outliers.old.nonfinite import STAND_INS, VALUES, StandIns
 from tasks.outliers.old.said import Said
 from tasks.outliers.old.tally import Shares
+from tasks.outliers.results_layout import to_json
 from tests.outliers.large_file import Large
 from tests.outliers.old_layout import old_results, write_old_results
 

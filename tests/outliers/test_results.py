@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.outliers import results
-from tasks.outliers.layout import shortest
 from tasks.outliers.pooled import DIMENSIONS, MASSIVE_ACTIVATIONS, POINTS
+from tasks.outliers.results_layout import shortest
 from tasks.outliers.tables import SEQUENCES, SYSTEMATIC
 from tests.outliers.large_file import Large
 from tests.outliers.old_layout import old_results

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from tasks.outliers.layout import Record
 from tasks.outliers.old.align import Aligned
 from tasks.outliers.old.differences import LARGEST, SHOWN, Pair, describe, differences, fields
 from tasks.outliers.old.document import Document
 from tasks.outliers.old.tally import Found
+from tasks.outliers.results_layout import Record
 
 _HOW = {
     "list": "its occurrences could not be read ({}): its records are those of its own list systematic_outliers",
