@@ -24,7 +24,7 @@ class RunFacts:
 
 
 def document(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], run: RunFacts | None = None) -> dict[str, Any]:
-    """The content of ``final_analysis_results.json`` (see `layout.DESCRIPTION`), for `to_json`.
+    """The content of ``final_analysis_results.json`` (see `results_layout.DESCRIPTION`), for `to_json`.
 
     Batches are sequences, numbered from 1. The site is `norms` if it was watched, else `residual`; the positions are
     those of the criteria.
