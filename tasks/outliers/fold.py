@@ -86,7 +86,7 @@ def _reciprocal(scale: Tensor) -> Tensor:
 
 def fold(part: PartReductions, sequences: Tensor, tokens: int, width: int) -> PartState:
     """The state of a batch. sequences: [B] int64, their numbers, ascending; tokens, width: as in `PartState`."""
-    count = part.count.sum(0, dtype=torch.int64)  # [S, 3, d]
+    count = part.count.sum(0, dtype=torch.int32).long()  # [S, 3, d]
     dims = count.any(0).any(0).nonzero()[:, 0]
     marks = part.hits[0].index_select(1, dims)
     for row in part.hits[1:]:
@@ -102,7 +102,7 @@ def fold(part: PartReductions, sequences: Tensor, tokens: int, width: int) -> Pa
         peak=_numpy(part.peak.abs().amax(0)[:, dims].T),
         over_rms=_numpy(part.over_rms.amax(0)[dims]),
         over_median=_numpy(part.over_median.amax(0)[dims]),
-        positions=np.packbits(_numpy(bits.permute(2, 0, 1)), axis=2),
+        positions=np.ascontiguousarray(np.packbits(_numpy(bits), axis=1).transpose(2, 0, 1)),
         largest=_largest(part, dims, sequences),
         first=_first(part, dims, sequences),
     )
