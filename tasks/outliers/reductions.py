@@ -87,7 +87,7 @@ class SiteBuffers:
         self.over_rms = zeros(batch, d, dtype=torch.float32)
         """[B, d] float32: largest |x| / root mean square of its token, among the hits of any criterion."""
         self.over_median = zeros(batch, d, dtype=torch.float32)
-        """[B, d] float32: the same with the token's median magnitude."""
+        """[B, d] float32: the same with the token's median magnitude, in tokens with an absolute or massive hit."""
         self.hits = zeros(batch, width, d, dtype=torch.uint8)
         """[B, T, d] uint8: bit c is set where criterion c is met at any point."""
         self.first_values = zeros(batch, FIRST_VALUES, d, dtype=torch.float32)
@@ -105,7 +105,8 @@ class SiteBuffers:
         self.rms = written(batch, width, dtype=torch.float64)
         """[B, T] float64: of each token at the last point, root mean square; NaN where it holds NaN or infinity."""
         self.median = written(batch, width, dtype=torch.float32)
-        """[B, T] float32: of each token at the last point, lower median of the magnitudes; NaN like `rms`."""
+        """[B, T] float32: of each token at the last point, lower median of the magnitudes; NaN like `rms`. 0 in tokens
+        without a value that reaches the absolute threshold or the massive magnitude, where nobody asks for it."""
         self.token_hits = written(batch, width)
         """[B, T] int32: of each token at the last point, dimensions with an absolute hit."""
         self.first_rms = written(batch, points, dtype=torch.float64)

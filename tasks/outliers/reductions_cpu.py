@@ -261,12 +261,14 @@ def _count(
                 value = np.float64(_as_float(magnitudes[h]))
                 power += value * value
             size = np.sqrt(power / d)
-            guess = _median(magnitudes, shift, guess)
-            middle = _as_float(guess)
-            rms[t], median[t] = size, middle
+            rms[t], by_rms[i] = size, _reciprocal(size)
             of_rms[i] = max(_not_less(ratio * size), np.int32(1))
-            of_median[i] = max(_not_less(massive_ratio * middle), massive_limit)
-            by_rms[i], by_median[i] = _reciprocal(size), _reciprocal(middle)
+            median[t], by_median[i], of_median[i] = 0, 0, INFINITY
+            if top >= min(absolute, massive_limit):
+                guess = _median(magnitudes, shift, guess)
+                middle = _as_float(guess)
+                median[t], by_median[i] = middle, _reciprocal(middle)
+                of_median[i] = max(_not_less(massive_ratio * middle), massive_limit)
         for block in range(blocks):
             h0 = block * BLOCK
             mine = own[block * FIELDS * BLOCK : (block + 1) * FIELDS * BLOCK]

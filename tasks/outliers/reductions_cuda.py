@@ -133,6 +133,8 @@ def _tokens(
             low = tl.where(enough | decided, low, middle)
         middle_value = (high << SHIFT).to(tl.float32, bitcast=True)
 
+        asked = tl.max(magnitude, axis=0) >= tl.minimum(absolute, massive_limit)
+        middle_value = tl.where(asked, middle_value, 0.0)
         unknown = float("nan")
         size = tl.where(broken, unknown, size)
         middle_value = tl.where(broken, unknown, middle_value)
@@ -142,7 +144,8 @@ def _tokens(
         tl.store(nan + place, not_a_number)
         tl.store(inf + place, infinite)
         tl.store(relative + place, tl.maximum(_not_less(ratio * size), 1))
-        tl.store(massive + place, tl.maximum(_not_less(massive_ratio * middle_value), massive_limit))
+        of_median = tl.maximum(_not_less(massive_ratio * middle_value), massive_limit)
+        tl.store(massive + place, tl.where(asked, of_median, INFINITY))
 
 
 @triton.jit

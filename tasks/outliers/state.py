@@ -42,7 +42,7 @@ class PartState:
     over_rms: np.ndarray
     """[m] float32: largest |x| / rms of its token among all hits"""
     over_median: np.ndarray
-    """[m] float32: largest |x| / median magnitude of its token among all hits"""
+    """[m] float32: largest |x| / median magnitude of its token, among hits in tokens with an absolute or massive one"""
     positions: np.ndarray
     """[m, 3, ceil(width / 8)] uint8: positions with a hit, by criterion, as np.packbits"""
     largest: Examples

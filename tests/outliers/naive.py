@@ -31,6 +31,7 @@ def occurrences(x: np.ndarray, sequence: int, criteria: Criteria) -> list[Occurr
             known = all(map(math.isfinite, vector))
             rms = float(np.sqrt(np.mean(np.square(x[point, position].astype(np.float64))))) if known else math.nan
             median = sorted(map(abs, vector))[(len(vector) - 1) // 2] if known else math.nan
+            asked = any(abs(v) >= criteria.threshold or abs(v) > criteria.massive_magnitude for v in vector)
             for dim, value in enumerate(vector):
                 size = abs(value)
                 hits = (
@@ -40,7 +41,7 @@ def occurrences(x: np.ndarray, sequence: int, criteria: Criteria) -> list[Occurr
                 )
                 if math.isfinite(value) and any(hits):
                     over_rms = size / rms if rms > 0 else 0.0
-                    over_median = size / median if median > 0 else 0.0
+                    over_median = size / median if median > 0 and asked else 0.0
                     found.append(Occurrence(dim, point, sequence, position, value, over_rms, over_median, hits))
     return found
 
