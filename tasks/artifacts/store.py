@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import fsspec
 import fsspec.config
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts.backend import Backend, Buffer
 from tasks.artifacts.local import LocalBackend
+from tasks.artifacts.location import open_location
 from tasks.artifacts.retry import persist
 from tasks.artifacts.s3 import S3Backend
 from tasks.errors import BadInput, CorruptObject
@@ -193,20 +193,12 @@ def pretty_json(value: Any) -> bytes:
 
 
 def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    parts = urlsplit(url) if "://" in url else None
-    if parts and "@" in parts.netloc:
-        shown = f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise BadInput("store", shown, "a URL can't carry credentials", "give them by the environment")
-    protocol = parts.scheme if parts else "file"
+    protocol = urlsplit(url).scheme if "://" in url else "file"
     if protocol in {"s3", "s3a"}:
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         config = {"max_pool_connections": S3_CONNECTIONS} | configured | options.get("config_kwargs", {})
         options = {"use_listings_cache": False} | options | {"config_kwargs": config}
-    try:
-        fs, root = fsspec.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        known = "a local path, s3://bucket/prefix, or a URL of an installed fsspec filesystem"
-        raise BadInput("store", url, str(error), f"use {known}") from error
+    fs, root = open_location(url, "store", "s3://bucket/prefix", **options)
     if not root.strip("/") and protocol in {"s3", "s3a"}:
         raise BadInput("store", url, "names no bucket", "use s3://bucket/prefix")
     return fs, root.rstrip("/") or root

@@ -19,14 +19,15 @@ BLOCK_BYTES = 4 * 2**20
 T = TypeVar("T")
 
 
-def persistently(action: Callable[[], T], url: str, patience: float = PATIENCE_SECONDS) -> T:
-    """``action()``, again while faults pass. Raises TransientError, and BadInput for what no patience mends."""
+def persistently(action: Callable[[], T], url: str, patience: float = PATIENCE_SECONDS, field: str = FIELD) -> T:
+    """``action()``, again while faults pass. Raises TransientError, and BadInput of ``field`` for what no patience
+    mends."""
     try:
         return persist(action, url, patience)
     except FileNotFoundError as error:
-        raise BadInput(FIELD, url, "there is no such file or folder", "check the path") from error
+        raise BadInput(field, url, "there is no such file or folder", "check the path") from error
     except StoreError as error:
-        raise BadInput(FIELD, url, error.problem, error.remedy) from error
+        raise BadInput(field, url, error.problem, error.remedy) from error
 
 
 class PatientFile(io.RawIOBase):
@@ -35,11 +36,11 @@ class PatientFile(io.RawIOBase):
     After a fault the file is opened again and read on from the same place.
     """
 
-    def __init__(self, fs: AbstractFileSystem, path: str, url: str) -> None:
-        self._fs, self._path, self._url = fs, path, url
+    def __init__(self, fs: AbstractFileSystem, path: str, url: str, field: str = FIELD) -> None:
+        self._fs, self._path, self._url, self._field = fs, path, url, field
         self._file: Any = None
         self._at = 0
-        self._size: int | None = persistently(lambda: fs.info(path), url)["size"]
+        self._size: int | None = persistently(lambda: fs.info(path), url, field=field)["size"]
 
     def readable(self) -> bool:
         return True
@@ -57,7 +58,7 @@ class PatientFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:
-        data = persistently(lambda: self._read(len(buffer)), self._url)
+        data = persistently(lambda: self._read(len(buffer)), self._url, field=self._field)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -17,13 +17,13 @@ from lzma import LZMAError
 from typing import BinaryIO, Literal
 from urllib.parse import urlsplit
 
-import fsspec
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.compression import compr
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import infer_compression
 
+from tasks.artifacts.location import open_location
 from tasks.errors import BadInput
 from tasks.outliers.patient_file import FIELD, PatientFile, persistently
 from tasks.outliers.spec import TextSource
@@ -107,21 +107,10 @@ def find(source: TextSource) -> list[TextFile]:
 
 def _open(location: str) -> tuple[AbstractFileSystem, str]:
     for part in location.split("::"):
-        where = urlsplit(part) if "://" in part else None
-        if where and "@" in where.netloc:
-            shown = f"{where.scheme}://...@{where.netloc.rpartition('@')[2]}{where.path}"
-            raise BadInput(FIELD, shown, "a URL can't carry credentials", "give them by the environment")
-        if where and where.scheme in {"s3", "s3a"} and not where.netloc:
+        where = urlsplit(part)
+        if "://" in part and where.scheme in {"s3", "s3a"} and not where.netloc:
             raise BadInput(FIELD, location, "names no bucket", "use s3://bucket/path")
-    try:
-        return fsspec.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        raise BadInput(
-            FIELD,
-            location,
-            str(error),
-            "use a local path, s3://bucket/path, or a URL of an installed fsspec filesystem",
-        ) from error
+    return open_location(location, FIELD, "s3://bucket/path")
 
 
 def _listing(fs: AbstractFileSystem, root: str) -> tuple[bool, list[str]]:

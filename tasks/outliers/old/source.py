@@ -7,10 +7,8 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
-import fsspec
-
+from tasks.artifacts.location import open_location
 from tasks.errors import BadInput
 from tasks.outliers.patient_file import PatientFile, persistently
 
@@ -24,10 +22,8 @@ _GZIP = zlib.MAX_WBITS | 16
 class Source:
     """The text of a file that may be compressed by gzip. A compressed file that breaks off just ends."""
 
-    def __init__(
-        self, file: io.RawIOBase, location: str, field: str, say: Callable[[str], None], size: int | None
-    ) -> None:
-        self.location, self.field = location, field
+    def __init__(self, file: io.RawIOBase, location: str, say: Callable[[str], None], size: int | None) -> None:
+        self.location = location
         self._say, self._size = say, size
         self.stored_bytes = 0
         self.text_bytes = 0
@@ -59,8 +55,7 @@ class Source:
             pass
 
     def _stored(self) -> bytes:
-        with _named(self.field):
-            data = self._file.read(READ_BYTES) or b""
+        data = self._file.read(READ_BYTES) or b""
         self.stored_bytes += len(data)
         self._hash.update(data)
         return data
@@ -104,29 +99,11 @@ def open_source(location: str, field: str, say: Callable[[str], None]) -> Iterat
         if file.seekable():
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
-        yield Source(file, location, field, say, size)
+        yield Source(file, location, say, size)
 
 
 def _open(location: str, field: str) -> PatientFile:
-    parts = urlsplit(location) if "://" in location else None
-    if parts and "@" in parts.netloc:
-        shown = f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise BadInput(field, shown, "a URL can't carry credentials", "give them by the environment")
-    try:
-        fs, path = fsspec.url_to_fs(location)
-    except (ImportError, ValueError) as error:
-        known = "use a local path, s3://bucket/path, or a URL of an installed fsspec filesystem"
-        raise BadInput(field, location, str(error), known) from error
-    with _named(field):
-        if persistently(lambda: fs.isdir(path), location):
-            raise BadInput(field, location, "is a folder", "name the file of results in it")
-        return PatientFile(fs, path, location)
-
-
-@contextmanager
-def _named(field: str) -> Iterator[None]:
-    """What is wrong with the file is said of this field."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(field, error.value, error.problem, error.remedy) from error
+    fs, path = open_location(location, field, "s3://bucket/path")
+    if persistently(lambda: fs.isdir(path), location, field=field):
+        raise BadInput(field, location, "is a folder", "name the file of results in it")
+    return PatientFile(fs, path, location, field)
