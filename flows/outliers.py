@@ -8,7 +8,7 @@ from typing import Annotated
 
 from prefect import flow
 from prefect.runtime import flow_run as this_flow_run
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from flows import outliers_plan as plan
 from flows.execution import Execution
@@ -16,6 +16,7 @@ from flows.fanout import FanOut, StageFailed, sweep
 from flows.outliers_model import ModelRun
 from flows.outliers_outcome import publish
 from flows.outliers_plan import Examination, Examined, Failure, OutlierSettings, SweepModel
+from flows.planning import as_study
 from flows.reports import Outcome
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
@@ -57,7 +58,8 @@ async def outliers(
         store: Where results are kept and found again: a folder, or a URL such as s3://bucket/prefix.
         execution: Where and how the work runs. Nothing in it changes a result.
     """
-    settings = _settings(
+    settings = as_study(
+        OutlierSettings,
         models=models,
         text=text,
         sites=sites,
@@ -99,14 +101,6 @@ def _none_examined(models: Sequence[ModelRun]) -> Exception:
     if len(models) == 1 and models[0].error:
         return models[0].error
     return StageFailed("\n".join(["no model could be examined", *(f"- {model.failure}" for model in models)]))
-
-
-def _settings(**parameters: object) -> OutlierSettings:
-    """The study as a whole. Raises: BadInput."""
-    try:
-        return OutlierSettings.model_validate(parameters)
-    except ValidationError as error:
-        raise BadInput.from_validation(error, "study") from error
 
 
 def _check(execution: Execution, todo: Sequence[Examination]) -> None:

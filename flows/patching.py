@@ -6,14 +6,13 @@ import re
 
 from prefect import flow
 from prefect.runtime import flow_run as this_flow_run
-from pydantic import ValidationError
 
 from flows import patching_plan as plan
 from flows.engines import require, with_engine
 from flows.execution import Execution
 from flows.fanout import FanOut, sweep
 from flows.patching_outcome import publish
-from flows.planning import last_part
+from flows.planning import as_study, last_part
 from flows.reports import Outcome, slug
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
@@ -99,7 +98,8 @@ async def patching(
         store: Where results are kept and found again: a folder, or a URL such as s3://bucket/prefix.
         execution: Where and how the work runs. Nothing in it changes a result, but for the engine `auto` comes to.
     """
-    settings = _settings(
+    settings = as_study(
+        StudySettings,
         model=model,
         saes=saes,
         scenario=scenario,
@@ -154,11 +154,3 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
             inputs["saes"] = saes.ref
         [report] = await fan.run("report", [study.report(inputs)], gpus=0)
     return Shard(store, report.spec.path)
-
-
-def _settings(**parameters: object) -> StudySettings:
-    """The study as a whole: some settings are wrong only together. Raises: BadInput."""
-    try:
-        return StudySettings.model_validate(parameters)
-    except ValidationError as error:
-        raise BadInput.from_validation(error, "study") from error

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from tasks.artifacts.manifest import Manifest
+from tasks.errors import BadInput
 from tasks.spec import InputRef
+
+StudyT = TypeVar("StudyT", bound=BaseModel)
 
 
 def cut(total: int, pieces: int) -> list[tuple[int, int]]:
@@ -30,6 +35,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value not in (None, {}, []):
             found[prefix + name] = value
     return found
+
+
+def as_study(kind: type[StudyT], **parameters: object) -> StudyT:
+    """A study as a whole: some settings are wrong only together. Raises: BadInput."""
+    try:
+        return kind.model_validate(parameters)
+    except ValidationError as error:
+        raise BadInput.from_validation(error, "study") from error
 
 
 def last_part(source: str) -> str:

@@ -14,11 +14,8 @@ from torch import Tensor
 
 from tasks.outliers.fold import PartReductions
 from tasks.outliers.reductions import FIRST_VALUES
-from tasks.outliers.spec import Criteria
+from tasks.outliers.spec import ABSOLUTE, Criteria
 from tasks.outliers.state import VARIANTS
-
-ABSOLUTE = 0
-"""Of `spec.CRITERIA`: the one that decides."""
 
 
 @dataclass(frozen=True, eq=False)

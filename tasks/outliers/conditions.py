@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.outliers.spec import AblationSettings
+from tasks.outliers.spec import AblationSettings, headline_site
 from tasks.seeds import derive_seed
 
 
@@ -34,7 +34,7 @@ class Found:
 
 def found_dims(dimensions: pa.Table, summary: Mapping[str, Any]) -> Found:
     """dimensions, summary: outputs of `outliers.summary`."""
-    site = "norms" if "norms" in summary["sites"] else "residual"
+    site = headline_site(summary["sites"])
     mine = pc.and_(pc.equal(dimensions["site"], site), pc.equal(dimensions["positions"], summary["headline"]))
     rows = dimensions.filter(pc.and_(mine, pc.greater(dimensions["occurrences"], 0)))
     rows = rows.sort_by([("max_magnitude", "descending"), ("dim", "ascending")])

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from tasks.errors import BadInput
 from tasks.models import remote
 from tasks.models.experts import parameter_counts
+from tasks.models.gguf_header import weight_type
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelRef
 
@@ -54,11 +53,7 @@ def quantization(ref: ModelRef, config: PretrainedConfig) -> str | None:
 
 
 def _of_gguf(path: Path) -> str | None:
-    """The type that holds most of the weights."""
-    sizes: Counter[str] = Counter()
-    for tensor in GGUFReader(path).tensors:
-        sizes[tensor.tensor_type.name] += int(tensor.n_elements)
-    [(name, _)] = sizes.most_common(1)
+    name = weight_type(path)
     return None if name in _PLAIN else f"GGUF {name}"
 
 

@@ -10,11 +10,9 @@ import pyarrow as pa
 
 from tasks.outliers.examples import FIELDS, NONE, Examples
 from tasks.outliers.merge import over_positions
-from tasks.outliers.spec import CRITERIA, Criteria, Site
+from tasks.outliers.spec import ABSOLUTE, MASSIVE, RELATIVE, Criteria, Site
 from tasks.outliers.state import VARIANTS, PartState, SiteState
 from tasks.outliers.tables import ragged, table
-
-ABSOLUTE, RELATIVE, MASSIVE = range(len(CRITERIA))
 
 _EXAMPLE = pa.struct(
     [("value", pa.float32()), ("point", pa.int32()), ("sequence", pa.int32()), ("position", pa.int32())]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.outliers.results_layout import Record, assemble, shortest, to_json
+from tasks.outliers.spec import headline_site
 
 __all__ = ["RunFacts", "document", "to_json"]
 
@@ -34,7 +35,7 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], run: Ru
         tables: its tables `dimensions`, `points`, `systematic`, `sequences`, `massive`.
     """
     run = run or RunFacts()
-    site = "norms" if "norms" in summary["points"] else "residual"
+    site = headline_site(summary["points"])
     of_site = {name: _where(table, "site", site) for name, table in tables.items() if "site" in table.column_names}
     found = _where(of_site["systematic"], "systematic", True)
     found = found.sort_by([("sequence", "ascending"), ("max_magnitude", "descending"), ("dim", "ascending")])

@@ -15,6 +15,7 @@ from tasks.models.memory import is_out_of_memory
 from tasks.outliers.merge import SiteMerger
 from tasks.outliers.scan import Scanner, SiteResult
 from tasks.outliers.spec import ScanParams, Site
+from tasks.outliers.state import joined
 from tasks.outliers.tables import point_names, sequence_rows, systematic_rows
 
 BATCHES_PER_CHUNK = 4
@@ -33,7 +34,6 @@ def run(ctx: ShardContext) -> None:
     sequences = _sequences(ctx)
     size = p.batch_size * BATCHES_PER_CHUNK
     scan = _Scan(ctx)
-    done = 0
     total = -(-len(sequences) // size)
     for chunk in ctx.chunks(total):
         mine = sequences[chunk.index * size : (chunk.index + 1) * size]
@@ -115,9 +115,5 @@ class _Summary:
                 self.systematic.append(systematic_rows(site, variant, result.pairs, numbers, lengths))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        arrays = {
-            f"{site}.{name}": array
-            for site, merger in self._states.items()
-            for name, array in merger.state().arrays().items()
-        }
-        return arrays | {f"routing.{name}": array for name, array in self._scanner.routing.arrays().items()}
+        parts = {site: merger.state().arrays() for site, merger in self._states.items()}
+        return joined(parts | {"routing": self._scanner.routing.arrays()})

@@ -16,7 +16,7 @@ from tasks.outliers.merge import SiteMerger
 from tasks.outliers.pooled import PointName, PooledSite
 from tasks.outliers.routing import experts_table
 from tasks.outliers.spec import Site, SummaryParams
-from tasks.outliers.state import VARIANTS, SiteState
+from tasks.outliers.state import VARIANTS, SiteState, part_of
 
 RESULTS = "final_analysis_results.json"
 
@@ -65,8 +65,8 @@ def _merged(
     routing: dict[str, np.ndarray] = {}
     for number, arrays in enumerate(_chunks(scans), start=1):
         for site, merger in mergers.items():
-            merger.add(SiteState.from_arrays(_below(arrays, site)))
-        of_chunk = _below(arrays, "routing")
+            merger.add(SiteState.from_arrays(part_of(arrays, site)))
+        of_chunk = part_of(arrays, "routing")
         routing = of_chunk | ({"counts": routing["counts"] + of_chunk["counts"]} if routing else {})
         ctx.progress(number, sum(len(scan.manifest.outputs["state"].objects) for scan in scans), "chunks")
     return {site: merger.state() for site, merger in mergers.items()}, routing
@@ -75,11 +75,6 @@ def _merged(
 def _chunks(scans: Sequence[Shard]) -> Iterator[dict[str, np.ndarray]]:
     for scan in scans:
         yield from scan.tensors("state")
-
-
-def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    start = f"{prefix}."
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 def _points(scan: Shard, site: Site) -> list[PointName]:

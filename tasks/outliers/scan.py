@@ -20,7 +20,7 @@ from tasks.outliers.classify import Pairs, pairs, shares
 from tasks.outliers.fold import first_of, fold, rest_of
 from tasks.outliers.reductions import SiteBuffers, Thresholds
 from tasks.outliers.routing import RoutingTally
-from tasks.outliers.spec import Criteria, Site
+from tasks.outliers.spec import Criteria, Site, headline_site
 from tasks.outliers.state import VARIANTS, SiteState
 
 
@@ -43,9 +43,8 @@ class Scanner:
 
     def __init__(self, loaded: LoadedModel, sites: Sequence[Site], criteria: Criteria) -> None:
         self.loaded, self.criteria = loaded, criteria
-        self.headline: Site = "norms" if "norms" in sites else "residual"
-        found = {"norms": lambda: norm_points(loaded.model, loaded.layout), "residual": self._residual_points}
-        self.points: dict[Site, list[Point]] = {site: found[site]() for site in sites}
+        self.headline = headline_site(sites)
+        self.points: dict[Site, list[Point]] = {site: _points(loaded, site) for site in sites}
         self.blocks, self.unwatched = _moe_blocks(loaded.layout)
         self._thresholds = Thresholds.of(criteria)
         self.begin()
@@ -53,9 +52,6 @@ class Scanner:
     def begin(self) -> None:
         """Count the routing anew."""
         self.routing = RoutingTally(self.blocks, self.criteria.threshold)
-
-    def _residual_points(self) -> list[Point]:
-        return residual_points(self.loaded.layout)
 
     @torch.no_grad()
     def scan(self, batch: Batch, sequences: Sequence[int]) -> dict[Site, SiteResult]:
@@ -119,6 +115,10 @@ class Scanner:
             inf=buffers.inf.sum(1).cpu().numpy(),
             pairs=pairs(first, rest, found, self.criteria.headline) if site == self.headline else None,
         )
+
+
+def _points(loaded: LoadedModel, site: Site) -> list[Point]:
+    return norm_points(loaded.model, loaded.layout) if site == "norms" else residual_points(loaded.layout)
 
 
 def _moe_blocks(layout: Layout) -> tuple[list[MoeBlock], str]:

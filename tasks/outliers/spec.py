@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +20,12 @@ SITES: tuple[Site, ...] = ("norms", "residual")
 Criterion = Literal["absolute", "relative", "massive"]
 CRITERIA: tuple[Criterion, ...] = ("absolute", "relative", "massive")
 """Order of the criteria wherever arrays have an axis for them."""
+ABSOLUTE, RELATIVE, MASSIVE = range(len(CRITERIA))
+
+
+def headline_site(watched: Collection[str]) -> Site:
+    """The site whose sequences are reported one by one, and whose dimensions are checked: `norms` if watched."""
+    return "norms" if "norms" in watched else "residual"
 
 
 class TextSource(BaseModel):

@@ -15,10 +15,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.outliers.examples import FIELDS, Examples
+from tasks.outliers.examples import Examples
 from tasks.outliers.spec import CRITERIA
 
 VARIANTS = ("all", "without_first")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def joined(parts: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
+    """Named arrays of several parts in one mapping: "part.name"."""
+    return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+
+
+def part_of(arrays: Arrays, part: str) -> dict[str, np.ndarray]:
+    """What `joined` was given for one part."""
+    start = f"{part}."
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 @dataclass(eq=False)
@@ -96,16 +109,16 @@ class PartState:
         """What `from_arrays` takes."""
         plain = ("dims", "count", "negative", "peak", "over_rms", "over_median", "positions")
         arrays = {name: getattr(self, name) for name in plain}
-        arrays |= {f"{kind}.{name}": getattr(getattr(self, kind), name) for kind in _EXAMPLES for name in FIELDS}
+        arrays |= joined({kind: vars(getattr(self, kind)) for kind in _EXAMPLES})
         size = np.array([self.d, self.tokens, self.width], np.int64)
         return arrays | {"size": size, "positions": self.positions.reshape(-1)}  # files join along the first axis
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> PartState:
+    def from_arrays(cls, arrays: Arrays) -> PartState:
         d, tokens, width = map(int, arrays["size"])
         plain = {name: array for name, array in arrays.items() if "." not in name and name != "size"}
         plain["positions"] = plain["positions"].reshape(len(plain["dims"]), len(CRITERIA), -(-width // 8))
-        examples = {kind: Examples(*(arrays[f"{kind}.{name}"] for name in FIELDS)) for kind in _EXAMPLES}
+        examples = {kind: Examples(**part_of(arrays, kind)) for kind in _EXAMPLES}
         return cls(d=d, tokens=tokens, width=width, **plain, **examples)
 
 
@@ -129,19 +142,14 @@ class SiteState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `from_arrays` takes, for a file of tensors."""
-        arrays = {f"{part}.{name}": a for part in _PARTS for name, a in getattr(self, part).arrays().items()}
+        arrays = joined({part: getattr(self, part).arrays() for part in _PARTS})
         arrays |= {name: getattr(self, name) for name in ("recurrence", "nan", "inf")}
         return arrays | {"sequences": np.array([self.sequences], np.int64)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SiteState:
-        def part(which: str) -> PartState:
-            prefix = f"{which}."
-            return PartState.from_arrays({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
-
+    def from_arrays(cls, arrays: Arrays) -> SiteState:
         return cls(
-            first=part("first"),
-            rest=part("rest"),
+            **{part: PartState.from_arrays(part_of(arrays, part)) for part in _PARTS},
             sequences=int(arrays["sequences"][0]),
             **{name: arrays[name] for name in ("recurrence", "nan", "inf")},
         )
