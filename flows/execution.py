@@ -7,9 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.launchers.base import Launcher
-from flows.launchers.process import ProcessLauncher
-
-LAUNCHERS: dict[str, type[Launcher[Any]]] = {"process": ProcessLauncher}
+from flows.launchers.settings import ContainerSettings, DockerSettings, KubernetesSettings
 
 
 class Execution(BaseModel):
@@ -17,9 +15,10 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    launcher: Literal["process"] = Field(
+    launcher: Literal["process", "docker", "kubernetes"] = Field(
         "process",
-        description="What runs a shard: `process` is a subprocess on this machine.",
+        description="What runs a shard: `process` is a subprocess on this machine, `docker` a container of the "
+        "engine on this machine, `kubernetes` a job in a cluster.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
@@ -30,7 +29,7 @@ class Execution(BaseModel):
         None,
         ge=1,
         description="Places for shards: GPUs, of which a shard takes one or as many as its model asks for, or shares "
-        "of the CPU. Empty: every GPU, or one place for every two cores.",
+        "of the CPU. Empty: every GPU, or one place for every two cores; in Kubernetes, eight jobs at a time.",
     )
     threads: int | None = Field(
         None,
@@ -50,6 +49,32 @@ class Execution(BaseModel):
         description="Further attempts at a shard that was killed or met a passing fault. "
         "Bad input and bugs are never retried.",
     )
+    timeout_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="An attempt at a shard that takes longer is stopped; the next one goes on from its last chunk. "
+        "Empty: no limit.",
+    )
+    container: ContainerSettings = Field(
+        ContainerSettings(), description="The containers of the launchers `docker` and `kubernetes`."
+    )
+    docker: DockerSettings = Field(DockerSettings(), description="Of the launcher `docker` only.")
+    kubernetes: KubernetesSettings = Field(KubernetesSettings(), description="Of the launcher `kubernetes` only.")
 
     def make_launcher(self) -> Launcher[Any]:
-        return LAUNCHERS[self.launcher]()
+        """The launcher that was chosen. Clients are imported for the one that needs them.
+
+        Raises:
+            BadInput: the machine it needs can't be reached.
+        """
+        if self.launcher == "docker":
+            from flows.launchers.docker import DockerLauncher
+
+            return DockerLauncher(self.container, self.docker)
+        if self.launcher == "kubernetes":
+            from flows.launchers.kubernetes import KubernetesLauncher
+
+            return KubernetesLauncher(self.container, self.kubernetes, self.timeout_minutes)
+        from flows.launchers.process import ProcessLauncher
+
+        return ProcessLauncher()

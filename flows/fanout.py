@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as this_flow_run
 from prefect.tasks import exponential_backoff
 
-from flows.execution import LAUNCHERS, Execution
+from flows.execution import Execution
 from flows.launchers.base import ShardError, ShardLost
 from flows.progress import RunProgress, StageProgress, published, watched
 from flows.shard_task import Shard, Stage, Turn, run_shard
@@ -117,7 +117,15 @@ class FanOut:
         each = gpus if slots.device == "cuda" else 1
         if each > len(slots):
             raise ValueError(f"shards of {progress.name} are to get {each} GPUs, and there are {len(slots)}")
-        stage = Stage(progress, self._store, self._launcher, slots, each, self._execution.batch_size)
+        stage = Stage(
+            progress,
+            self._store,
+            self._launcher,
+            slots,
+            each,
+            self._execution.batch_size,
+            self._execution.timeout_minutes,
+        )
         self._running.append(stage)
         try:
             yield stage
@@ -168,5 +176,5 @@ def _summary(lost: Sequence[Exception], shards: int) -> str:
 
 async def sweep(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     """Hook for cancelled and crashed flows: stop what carries their label. Runs in another process."""
-    for launcher in LAUNCHERS.values():
-        await launcher().sweep(str(flow_run.id))
+    execution = Execution.model_validate(flow_run.parameters.get("execution") or {})
+    await execution.make_launcher().sweep(str(flow_run.id))

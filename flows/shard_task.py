@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +15,10 @@ from prefect.runtime import flow_run as this_flow_run
 from prefect.runtime import task_run as this_task_run
 from prefect.states import Cancelled
 
-from flows.launchers.base import Exit, Labels, Launcher, ShardLost, ShardRun, holder
+from flows.holders import domain, holder
+from flows.launchers.base import EXIT_TRANSIENT, Exit, Labels, Launcher, ShardLost, ShardRun
 from flows.progress import ShardProgress, StageProgress
-from flows.slots import Lease, SlotPool
+from flows.slots import Lease, Occupant, SlotPool
 from tasks import registry
 from tasks.artifacts.catalog import store_spec
 from tasks.artifacts.manifest import Manifest, read_manifest
@@ -37,6 +39,7 @@ class Stage:
     slots: SlotPool
     slots_per_shard: int
     batch_size: int | None
+    timeout_minutes: float | None
     turns: asyncio.Semaphore = field(init=False)
     """As many as fit the slots: a shard becomes a task run when its turn comes, not before."""
     stopped_by: str | None = None
@@ -86,7 +89,7 @@ class Shard:
         store, log = self.stage.store, get_run_logger()
         async with self._turn:
             spec_url = await asyncio.to_thread(store_spec, store, self._spec)
-            with await self.stage.slots.lease(self.stage.slots_per_shard) as lease:
+            with await self.stage.slots.lease(self.stage.slots_per_shard, self._occupant()) as lease:
                 log.info("%s runs in %s", self._spec.path, lease.name)
                 end = await self._run(spec_url, lease, log)
         if error := end.error():
@@ -102,16 +105,26 @@ class Shard:
         launcher, running = self.stage.launcher, self.stage.progress.running
         handle = await launcher.start(self._shard_run(spec_url, lease), lease)
         running[self._spec.hash] = ShardProgress()
+        minutes = self.stage.timeout_minutes
+        limit = asyncio.timeout(minutes * 60 if minutes else None)
         try:
-            async for event in launcher.follow(handle):
-                if event["event"] == "log":
-                    log.info("%s", event.get("message", ""))
-                elif event["event"] == "progress":
-                    running[self._spec.hash] = ShardProgress.of_event(event)
-            return await launcher.wait(handle)
+            async with limit:
+                async for event in launcher.follow(handle):
+                    if event["event"] == "log":
+                        log.info("%s", event.get("message", ""))
+                    elif event["event"] == "progress":
+                        running[self._spec.hash] = ShardProgress.of_event(event)
+                return await launcher.wait(handle)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return Exit(EXIT_TRANSIENT, lost=f"took longer than execution.timeout_minutes = {minutes:g}")
         finally:
             del running[self._spec.hash]
             await launcher.stop(handle)
+
+    def _occupant(self) -> Occupant:
+        return Occupant(flow=str(this_flow_run.get_name()), shard=self._name, since=time.time())
 
     def _shard_run(self, spec_url: str, lease: Lease) -> ShardRun:
         return ShardRun(
@@ -122,6 +135,8 @@ class Shard:
                 stage=self.stage.progress.name,
                 shard=self._spec.path,
                 holder=holder(),
+                domain=domain(),
+                slots=",".join(slot.name for slot in lease.slots),
             ),
             device=lease.device,
             threads=lease.threads,

@@ -8,20 +8,23 @@ it *and* the child is gone, whatever killed either of them. A shard that wants s
 from __future__ import annotations
 
 import asyncio
-import fcntl
+import json
 import os
 import random
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from flows.devices import available_cores, visible_gpus
+from flows.locks import lock, locked, runtime_folder
+from tasks.errors import BadInput
+
 T = TypeVar("T")
 
 CORES_PER_CPU_SLOT = 2
+GPU_PREFIX = "gpu-"
 POLL_SECONDS = (0.005, 0.1)  # the wait doubles from the first to the second
 
 
@@ -41,6 +44,20 @@ class Slot:
     def device(self) -> str:
         """As a shard's ``--device``: the GPUs that it sees, or the CPU."""
         return "cpu" if self.gpu is None else "cuda"
+
+    @property
+    def uuid(self) -> str | None:
+        """Identity of the GPU on this host, None on the CPU."""
+        return None if self.gpu is None else self.name.removeprefix(GPU_PREFIX)
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """What a slot is leased for, for people to see. ``since`` is in seconds since the epoch."""
+
+    flow: str
+    shard: str
+    since: float
 
 
 class Lease:
@@ -63,6 +80,11 @@ class Lease:
     def gpus(self) -> str:
         """``CUDA_VISIBLE_DEVICES`` for what runs here; empty on the CPU."""
         return ",".join(slot.gpu for slot in self.slots if slot.gpu is not None)
+
+    @property
+    def uuids(self) -> tuple[str, ...]:
+        """The GPUs by their identity on this host; none on the CPU."""
+        return tuple(slot.uuid for slot in self.slots if slot.uuid is not None)
 
     @property
     def threads(self) -> int:
@@ -107,8 +129,8 @@ class SlotPool:
     def device(self) -> str:
         return self.slots[0].device
 
-    async def lease(self, count: int = 1) -> Lease:
-        """Wait until ``count`` slots are free at once, and take them.
+    async def lease(self, count: int = 1, occupant: Occupant | None = None) -> Lease:
+        """Wait until ``count`` slots are free at once, and take them for ``occupant``.
 
         Raises:
             ValueError: the pool has fewer.
@@ -118,22 +140,48 @@ class SlotPool:
         turns: list[int] = []
         try:
             for name in sorted(slot.name for slot in self.slots):
-                turns.append(await _poll(partial(_lock, self._folder / f"{name}.turnstile")))
-            return await _poll(partial(self.try_lease, count))
+                turns.append(await _poll(partial(lock, self._folder / f"{name}.turnstile")))
+            return await _poll(partial(self.try_lease, count, occupant))
         finally:
             _close(turns)
 
-    def try_lease(self, count: int = 1) -> Lease | None:
+    def try_lease(self, count: int = 1, occupant: Occupant | None = None) -> Lease | None:
         """Lease ``count`` slots that are free now, or none of them."""
         taken: list[tuple[Slot, int]] = []
         for slot in self.slots:
-            descriptor = _lock(self._folder / f"{slot.name}.lock")
+            descriptor = lock(slot_file(self._folder, slot.name))
             if descriptor is not None:
                 taken.append((slot, descriptor))
                 if len(taken) == count:
+                    for _, held in taken:
+                        _write_occupant(held, occupant)
                     return Lease(*zip(*taken, strict=True))
         _close(descriptor for _, descriptor in taken)
         return None
+
+
+def slot_file(folder: Path, name: str) -> Path:
+    """The file whose lock is the lease of a slot."""
+    return folder / f"{name}.lock"
+
+
+def occupant_of(path: Path) -> Occupant | None:
+    """Who holds the slot of this file, if anyone does."""
+    try:
+        with path.open() as file:
+            if not locked(file.fileno()):
+                return None
+            return Occupant(**json.loads(file.read() or "{}"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):  # just leased, or by a process that says nothing
+        return Occupant("", "", 0.0)
+
+
+def _write_occupant(descriptor: int, occupant: Occupant | None) -> None:
+    text = json.dumps(asdict(occupant)) if occupant else ""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, text.encode(), 0)
 
 
 def cpu_slots(count: int | None = None, threads: int | None = None) -> tuple[Slot, ...]:
@@ -147,67 +195,20 @@ def gpu_slots(count: int | None = None, threads: int | None = None) -> tuple[Slo
     """One slot for each visible GPU, at most ``count``; empty on a machine without GPUs."""
     gpus = visible_gpus()
     share = max(1, available_cores() // max(1, len(gpus)))
-    return tuple(Slot(f"gpu-{uuid}", name, threads or share) for name, uuid in gpus[:count])
+    return tuple(Slot(f"{GPU_PREFIX}{uuid}", name, threads or share) for name, uuid in gpus[:count])
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def host_slots(device: str, count: int | None, threads: int | None) -> SlotPool:
+    """The slots of this host for shards on ``device`` ("cpu", "cuda" or "auto"), at most ``count`` of them.
 
-
-def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str]]:
-    """(name for ``CUDA_VISIBLE_DEVICES``, identity on this host) of each GPU that this process may use.
-
-    The identity is the UUID, so that a flow that sees a device as ``3`` and one that sees it by its UUID
-    lock the same file. As in CUDA, a name that is not valid ends the list.
+    Raises:
+        BadInput: there is no such device here.
     """
-    installed = _nvidia_smi()
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return installed
-    gpus: list[tuple[str, str]] = []
-    for name in filter(None, map(str.strip, visible.split(","))):
-        if name.startswith("-"):
-            break
-        uuids = (uuid for index, uuid in installed if name == index or uuid.startswith(name))
-        gpus.append((name, next(uuids, name.replace("/", "_"))))
-    return gpus
-
-
-def runtime_folder() -> Path:
-    """Folder of the locks: ``TOMOGRAPH_RUNTIME_DIR``, or one for each user in the temporary folder."""
-    chosen = os.environ.get("TOMOGRAPH_RUNTIME_DIR")
-    return Path(chosen) if chosen else Path(tempfile.gettempdir()) / f"tomograph-{os.getuid()}"
-
-
-def _nvidia_smi() -> list[tuple[str, str]]:
-    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    try:
-        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = (line.split(",") for line in output.splitlines() if line.strip())
-    return [(index.strip(), uuid.strip()) for index, uuid in rows]
-
-
-def _lock(path: Path) -> int | None:
-    """Lock ``path`` and return its descriptor, or None when another process holds it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.utime(descriptor)  # cleaners of temporary folders go by age
-        if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):  # held; or deleted between open and lock
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
+    gpus = gpu_slots(count, threads) if device in ("auto", "cuda") else ()
+    if device == "cuda" and not gpus:
+        problem = "this machine shows no GPU (CUDA_VISIBLE_DEVICES, nvidia-smi)"
+        raise BadInput("execution.device", device, problem, "use 'auto' or 'cpu'")
+    return SlotPool(gpus or cpu_slots(count, threads))
 
 
 def _close(descriptors: Iterable[int]) -> None:

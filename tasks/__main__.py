@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, report: Report) -> None:
-    from tasks.artifacts.catalog import load_spec
+    from tasks.artifacts.catalog import load_spec, split_spec_url
     from tasks.artifacts.store import Store
     from tasks.context import Runtime
     from tasks.runner import run_shard
@@ -48,20 +48,6 @@ def _run(options: argparse.Namespace, report: Report) -> None:
     store = Store(root)
     runtime = Runtime(options.device, options.batch_size, options.threads)
     run_shard(store, load_spec(store, shard), runtime, report)
-
-
-def split_spec_url(url: str) -> tuple[str, str]:
-    """The store's URL and the spec's path in it.
-
-    Raises:
-        BadInput: ``url`` is not the place of a spec.
-    """
-    from tasks.errors import BadInput
-
-    match = re.fullmatch(r"(?:(.*)/)?(shards/[^/]+/[^/]+/spec\.json)", url)
-    if match is None:
-        raise BadInput("spec", url, "is not the place of a spec", "use STORE/shards/<task>/<hash>/spec.json")
-    return match[1] or ".", match[2]
 
 
 def _fail(error: BaseException, report: Report) -> int:

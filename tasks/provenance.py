@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import resource
 import socket
@@ -43,6 +44,11 @@ def peak_memory() -> dict[str, int]:
 
 def host() -> str:
     return socket.gethostname()
+
+
+def image() -> str | None:
+    """The container image that this process runs in, as "reference@sha256:...", where a launcher said so."""
+    return os.environ.get("TOMOGRAPH_IMAGE") or None
 
 
 def _peak_resident() -> int:

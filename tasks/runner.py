@@ -13,7 +13,7 @@ from tasks.artifacts.catalog import find_finished, store_spec
 from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.store import Store
 from tasks.context import Runtime, ShardContext
-from tasks.errors import BadInput
+from tasks.gpus import check_device
 from tasks.progress import Report, silent
 from tasks.spec import TaskKind, TaskSpec
 
@@ -63,6 +63,7 @@ def _compute(context: ShardContext, kind: TaskKind) -> Manifest:
         },
         "reused_chunks": context.reused_chunks,
         "host": provenance.host(),
+        "image": provenance.image(),
         "device": context.runtime.device,
         "device_name": provenance.device_name(context.runtime.device),
         "batch_size": context.runtime.batch_size,
@@ -76,23 +77,6 @@ def _compute(context: ShardContext, kind: TaskKind) -> Manifest:
         return other  # another writer was faster; what already depends on its manifest stays valid
     write_manifest(context.store, manifest)
     return manifest
-
-
-def check_device(device: str) -> None:
-    """Refuse a GPU that is not there: a container runtime may accept a request for one and give none.
-
-    Raises:
-        BadInput: torch does not see the device.
-    """
-    if not device.startswith("cuda"):
-        return
-    import torch
-
-    index = int(device.partition(":")[2] or 0)
-    if torch.cuda.device_count() <= index:
-        seen = f"torch {torch.__version__} sees {torch.cuda.device_count()} GPUs"
-        remedy = "check the driver, CUDA_VISIBLE_DEVICES and the container's GPU request, or use --device cpu"
-        raise BadInput("device", device, seen, remedy)
 
 
 def _entry(kind: TaskKind) -> Callable[[ShardContext], Any]:

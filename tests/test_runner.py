@@ -20,8 +20,9 @@ from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.context import Runtime, ShardContext
 from tasks.errors import BadInput
+from tasks.gpus import check_device
 from tasks.registry import kind
-from tasks.runner import check_device, run_shard
+from tasks.runner import run_shard
 from tasks.spec import InputRef, TaskSpec
 from tests.shard_process import result_bytes, run, start, wait
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import abc
 import os
 import signal
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
-import psutil
-
+from flows.holders import domain, holder_lives
 from flows.slots import Lease, SlotPool
+from tasks.artifacts.catalog import split_spec_url
 from tasks.spec import TORCH
 
 EXIT_BAD_INPUT = 2
 EXIT_TRANSIENT = os.EX_TEMPFAIL
 STDERR_LINES_SHOWN = 20
+STDERR_LINES_KEPT = 50
 
 
 class ShardError(RuntimeError):
@@ -59,11 +60,44 @@ class Labels:
     stage: str
     shard: str
     holder: str
+    """Name of the flow process, see ``flows.holders``."""
+    domain: str
+    """Where ``holder`` can be asked after, see ``flows.holders``."""
+    slots: str
+    """Names of the leased slots, joined by commas."""
 
     PREFIX: ClassVar[str] = "TOMOGRAPH_LABEL_"
+    NAMESPACE: ClassVar[str] = "tomograph."
 
     def as_environment(self) -> dict[str, str]:
         return {self.PREFIX + name.upper(): value for name, value in vars(self).items()}
+
+    @classmethod
+    def of_environment(cls, environment: Mapping[str, str]) -> Labels | None:
+        """The labels that a process carries, None for one that is not a shard's."""
+        return cls._of(environment, lambda name: cls.PREFIX + name.upper())
+
+    def as_labels(self) -> dict[str, str]:
+        """Labels of a container: "tomograph.flow_run" and so on."""
+        return {self.NAMESPACE + name: value for name, value in vars(self).items()}
+
+    @classmethod
+    def of_labels(cls, labels: Mapping[str, str]) -> Labels | None:
+        """The labels that a container carries, None for one that is not a shard's."""
+        return cls._of(labels, lambda name: cls.NAMESPACE + name)
+
+    @classmethod
+    def _of(cls, given: Mapping[str, str], key: Callable[[str], str]) -> Labels | None:
+        names = [one.name for one in fields(cls)]
+        return cls(**{name: given[key(name)] for name in names}) if all(key(name) in given for name in names) else None
+
+    def orphaned(self) -> bool:
+        """Whether the flow that started the shard is known to be dead."""
+        return self.domain == domain() and not holder_lives(self.holder)
+
+    def found_by(self, flow_run: str | None) -> bool:
+        """Whether a sweep for ``flow_run``, or (None) for what dead flows left, is after this shard."""
+        return self.orphaned() if flow_run is None else self.flow_run == flow_run
 
 
 @dataclass(frozen=True)
@@ -79,6 +113,11 @@ class ShardRun:
     """Name of the environment that the kind of shard asks for."""
 
     @property
+    def store(self) -> str:
+        """URL or folder of the store."""
+        return split_spec_url(self.spec_url)[0]
+
+    @property
     def arguments(self) -> list[str]:
         """Command line after ``python -m tasks``."""
         arguments = ["run", self.spec_url, "--device", self.device, "--threads", str(self.threads)]
@@ -92,27 +131,31 @@ class Exit:
     """How a shard ended.
 
     ``code`` is the exit code, negative for the signal that killed it. ``failure`` is the shard's own account
-    (its ``failed`` event), ``stderr`` the end of its error output and ``out_of_memory`` the launcher's
-    knowledge that the machine killed it for its memory.
+    (its ``failed`` event) and ``stderr`` the end of its error output. What the launcher knows and the shard does
+    not are ``lost``, why another attempt can help, and ``refused``, why none does: each goes on after the name
+    of the shard ("was evicted from its node").
     """
 
     code: int
     failure: dict[str, Any] = field(default_factory=dict)
     stderr: tuple[str, ...] = ()
-    out_of_memory: bool = False
+    lost: str = ""
+    refused: str = ""
 
     def error(self) -> ShardError | None:
         """The error that this end means, or None when all went well."""
         if self.code == 0:
             return None
+        if self.refused:
+            return ShardRejected(self.refused)
+        if self.lost:
+            return ShardLost(f"{self.lost}{self._last_words()}")
         message = str(self.failure.get("message") or "").strip()
         reason = f": {message}" if message else self._last_words()
         if self.code == EXIT_BAD_INPUT:
             return ShardRejected(f"refused its input{reason}", self.failure.get("field"))
         if self.code == EXIT_TRANSIENT:
             return ShardLost(f"met a passing fault{reason}")
-        if self.out_of_memory:
-            return ShardLost("was killed because the machine ran out of memory; give it fewer slots")
         if self.code < 0:
             return ShardLost(f"was killed by {_signal_name(-self.code)}{self._last_words()}")
         return ShardBroken(
@@ -171,21 +214,6 @@ class Launcher(abc.ABC, Generic[HandleT]):
 
         Returns the names of the shards that were stopped.
         """
-
-
-def holder() -> str:
-    """A name for this process that no later process has."""
-    return f"{os.getpid()}@{psutil.Process().create_time():.2f}"
-
-
-def holder_lives(name: str) -> bool:
-    """Whether the process that called itself ``name`` still runs on this machine."""
-    pid, _, started = name.partition("@")
-    try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(started)) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.NoSuchProcess, ValueError):
-        return False
 
 
 def _signal_name(number: int) -> str:

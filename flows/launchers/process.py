@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import time
@@ -17,15 +16,15 @@ from typing import Any
 import psutil
 
 from flows.launchers import environments
-from flows.launchers.base import Exit, Labels, Launcher, ShardRun, holder_lives
+from flows.launchers.base import STDERR_LINES_KEPT, Exit, Labels, Launcher, ShardRun
 from flows.launchers.environments import REPOSITORY
-from flows.slots import Lease, SlotPool, cpu_slots, gpu_slots
-from tasks.errors import BadInput
+from flows.launchers.events import LINE_LIMIT, event_of
+from flows.slots import Lease, SlotPool, host_slots
+from tasks.gpus import PROMISE
 
 STOP_GRACE_SECONDS = 5.0
 REAP_SECONDS = 0.2
-STDERR_LINES_KEPT = 50
-LINE_LIMIT = 4 * 2**20
+OUT_OF_MEMORY = "was killed because the machine ran out of memory; give it fewer slots"
 
 
 @dataclass
@@ -44,11 +43,7 @@ class ProcessLauncher(Launcher[ShardProcess]):
     """``python -m tasks`` in a process group of its own."""
 
     def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
-        gpus = gpu_slots(count, threads) if device in ("auto", "cuda") else ()
-        if device == "cuda" and not gpus:
-            problem = "this machine shows no GPU (CUDA_VISIBLE_DEVICES, nvidia-smi)"
-            raise BadInput("execution.device", device, problem, "use 'auto' or 'cpu'")
-        return SlotPool(gpus or cpu_slots(count, threads))
+        return host_slots(device, count, threads)
 
     def check_environment(self, environment: str, device: str) -> None:
         environments.check(environment, device)
@@ -81,7 +76,7 @@ class ProcessLauncher(Launcher[ShardProcess]):
 
     async def follow(self, handle: ShardProcess) -> AsyncIterator[dict[str, Any]]:
         async for line in _lines(handle.process.stdout):
-            event = _event(line)
+            event = event_of(line)
             if event["event"] == "failed":
                 handle.failure = event
             yield event
@@ -90,7 +85,7 @@ class ProcessLauncher(Launcher[ShardProcess]):
         code = await handle.ended
         await handle.stderr_reader
         oom = code == -signal.SIGKILL and _oom_kills() > handle.oom_kills_before
-        return Exit(code, handle.failure, tuple(handle.stderr), oom)
+        return Exit(code, handle.failure, tuple(handle.stderr), lost=OUT_OF_MEMORY if oom else "")
 
     async def stop(self, handle: ShardProcess) -> None:
         if not handle.ended.done():
@@ -154,17 +149,9 @@ def _environment(run: ShardRun, lease: Lease) -> dict[str, str]:
         **run.labels.as_environment(),
         "PYTHONPATH": path,
         "CUDA_VISIBLE_DEVICES": lease.gpus,
+        PROMISE: ",".join(lease.uuids),
         "OMP_NUM_THREADS": str(run.threads),
     }
-
-
-def _event(line: str) -> dict[str, Any]:
-    """A line of the shard's output as an event; what is no JSON is a log line."""
-    with contextlib.suppress(ValueError):
-        event = json.loads(line)
-        if isinstance(event, dict) and "event" in event:
-            return event
-    return {"event": "log", "message": line}
 
 
 async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
@@ -198,15 +185,9 @@ def _labelled(flow_run: str | None) -> list[tuple[psutil.Process, str]]:
             environment = process.environ()
         except (psutil.Error, OSError):  # another user's, or gone
             continue
-        labels = {
-            name.removeprefix(Labels.PREFIX).lower(): value
-            for name, value in environment.items()
-            if name.startswith(Labels.PREFIX)
-        }
-        if not {"flow_run", "holder", "shard"} <= labels.keys():
-            continue
-        if labels["flow_run"] == flow_run or (flow_run is None and not holder_lives(labels["holder"])):
-            found.append((process, labels["shard"]))
+        labels = Labels.of_environment(environment)
+        if labels and labels.found_by(flow_run):
+            found.append((process, labels.shard))
     return found
 
 

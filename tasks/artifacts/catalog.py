@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,6 +23,18 @@ def store_spec(store: Store, spec: TaskSpec) -> str:
     path = f"{spec.path}/{SPEC}"
     store.write_bytes(path, pretty_json(spec.model_dump(mode="json")))
     return store.url_of(path)
+
+
+def split_spec_url(url: str) -> tuple[str, str]:
+    """The store's URL and the spec's path in it.
+
+    Raises:
+        BadInput: ``url`` is not the place of a spec.
+    """
+    match = re.fullmatch(r"(?:(.*)/)?(shards/[^/]+/[^/]+/spec\.json)", url)
+    if match is None:
+        raise BadInput("spec", url, "is not the place of a spec", "use STORE/shards/<task>/<hash>/spec.json")
+    return match[1] or ".", match[2]
 
 
 def load_spec(store: Store, path: str) -> TaskSpec:

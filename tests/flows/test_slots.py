@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from flows import slots
-from flows.slots import Slot, SlotPool, cpu_slots, gpu_slots, visible_gpus
+from flows.devices import visible_gpus
+from flows.locks import lock
+from flows.slots import Slot, SlotPool, cpu_slots, gpu_slots
 from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import wait_until
 
@@ -324,7 +326,7 @@ def test_a_flow_that_is_killed_while_it_waits_blocks_nobody(runtime_folder: Path
     waiter = subprocess.Popen([sys.executable, "-c", HOLD, "gpu-A,gpu-B", "2"])
 
     def it_stands_in_front() -> bool:
-        turn = slots._lock(runtime_folder / "gpu-B.turnstile")
+        turn = lock(runtime_folder / "gpu-B.turnstile")
         if turn is not None:
             os.close(turn)
         return turn is None

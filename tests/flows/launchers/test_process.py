@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flows.holders import domain, holder
 from flows.launchers.base import (
     Exit,
     Labels,
@@ -21,8 +22,6 @@ from flows.launchers.base import (
     ShardLost,
     ShardRejected,
     ShardRun,
-    holder,
-    holder_lives,
 )
 from flows.launchers.process import ProcessLauncher, ShardProcess
 from flows.slots import Lease, Slot, SlotPool
@@ -33,6 +32,7 @@ from tasks.spec import TaskSpec
 from tests.flows.helper_task import KINDS as HELPER_KINDS
 from tests.flows.helper_task import NoParams
 from tests.flows.processes import labelled, wait_until
+from tests.flows.test_holders import holder_of_a_dead_process
 from tests.toy_tasks import KINDS, SquaresParams
 
 [SQUARES] = [kind for kind in KINDS if kind.name == "toy.squares"]
@@ -48,7 +48,7 @@ def run_of(
     store: Path, params: SquaresParams | TaskSpec, flow_run: str = "run", held_by: str | None = None
 ) -> ShardRun:
     spec = params if isinstance(params, TaskSpec) else SQUARES.spec(params)
-    labels = Labels(flow_run, "task-run", "squares", spec.path, held_by or holder())
+    labels = Labels(flow_run, "task-run", "squares", spec.path, held_by or holder(), domain(), "cpu-0")
     return ShardRun(store_spec(Store(store), spec), labels, device="cpu", threads=1)
 
 
@@ -118,10 +118,12 @@ def test_each_end_has_its_error(tmp_path: Path, fail: Any, error: type[ShardErro
     assert str(found).startswith(says)
 
 
-def test_running_out_of_memory_has_a_message_of_its_own() -> None:
-    error = Exit(code=-9, out_of_memory=True).error()
-    assert isinstance(error, ShardLost)
-    assert "out of memory" in str(error)
+def test_what_the_launcher_knows_wins_over_the_exit_code() -> None:
+    lost = Exit(code=-9, lost="was evicted from its node", stderr=("last words",)).error()
+    assert isinstance(lost, ShardLost)
+    assert str(lost) == "was evicted from its node\n  | last words"
+    refused = Exit(code=1, refused="has no image").error()
+    assert isinstance(refused, ShardRejected)
 
 
 def test_a_shard_that_cannot_start_shows_its_last_lines(tmp_path: Path) -> None:
@@ -162,11 +164,7 @@ def test_sweep_finds_shards_by_the_label_of_their_flow_run(tmp_path: Path) -> No
 
 
 def test_sweep_ends_what_a_dead_flow_left(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", "pass"])
-    name = f"{dead.pid}@{psutil.Process(dead.pid).create_time():.2f}"
-    dead.wait()
-    assert not holder_lives(name)
-    assert holder_lives(holder())
+    name = holder_of_a_dead_process()
 
     async def sweep(launcher: ProcessLauncher, handle: ShardProcess) -> None:
         assert len(await launcher.sweep()) == 1
