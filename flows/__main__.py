@@ -1,10 +1,11 @@
-"""``python -m flows``: run a flow with live progress, or serve all of them with Prefect's UI."""
+"""``python -m flows``: run a flow with live progress, serve all of them with Prefect's UI, or deploy them."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import importlib
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.server import DEFAULT_PORT, ServerFailed, started_api
+from flows.server import DEFAULT_PORT, NO_TELEMETRY, QUIET_CONSOLE, ServerFailed, running_api_url, started_api
 from tasks.errors import BadInput
 
 if TYPE_CHECKING:
@@ -44,18 +45,39 @@ def main(arguments: Sequence[str]) -> int:
     serving.add_argument(
         "--store", type=Path, default=DEFAULT_STORE, help="local store whose reports are shown (default: %(default)s)"
     )
+    deploying = commands.add_parser("deploy", help="make or update work pools, variables and deployments on a server")
+    deploying.add_argument("--pool", action="append", default=[], help="only this work pool; may be given again")
+    deploying.add_argument("--image", help="image of the flows in a cluster (default: TOMOGRAPH_FLOWS_IMAGE)")
+    deploying.add_argument("--store", metavar="URL", help="where deployments keep results")
+    deploying.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable, such as AWS_SECRET_ACCESS_KEY, to keep on the server for flows of the process "
+        "pool; may be given again",
+    )
+    deploying.add_argument(
+        "--prune", action="store_true", help="delete deployments of these pools that prefect.yaml no longer has"
+    )
     options, rest = parser.parse_known_args(arguments)
     console = Console(stderr=True)
     try:
         if options.command == "serve":
             parser.parse_args(arguments)  # refuses what it doesn't know
             return _serve(console, options)
+        if options.command == "deploy":
+            parser.parse_args(arguments)
+            return _deploy(console, options)
         return _run(options.command, rest, console)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; finished work is kept, the same command goes on from there")
         return EXIT_INTERRUPTED
+    except BadInput as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return EXIT_BAD_INPUT
     except ServerFailed as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return EXIT_FAILED
 
 
@@ -63,6 +85,21 @@ def _serve(console: Console, options: argparse.Namespace) -> int:
     from flows.serve import serve
 
     serve(console, options.port, options.reports_port, options.store / "reports")
+    return 0
+
+
+def _deploy(console: Console, options: argparse.Namespace) -> int:
+    api_url = running_api_url()
+    if api_url is None:
+        raise ServerFailed("no Prefect server is known; set PREFECT_API_URL, or start one: prefect server start")
+    for name, value in {**NO_TELEMETRY, **QUIET_CONSOLE}.items():
+        os.environ.setdefault(name, value)
+    os.environ["PREFECT_API_URL"] = api_url  # before Prefect reads it
+
+    from flows.deploy import deploy
+
+    chosen = {"image": options.image, "store": options.store, "secrets": options.secret, "prune": options.prune}
+    asyncio.run(deploy(console, options.pool, **chosen))
     return 0
 
 

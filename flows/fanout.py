@@ -23,14 +23,15 @@ from prefect.runtime import flow_run as this_flow_run
 from prefect.tasks import exponential_backoff
 
 from flows.execution import Execution
+from flows.gpus import slot_rows
 from flows.launchers.base import ShardError, ShardLost
 from flows.progress import RunProgress, StageProgress, published, watched
 from flows.shard_task import Shard, Stage, Turn, run_shard
+from tasks import registry
 from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store
 from tasks.errors import TransientError
-from tasks.registry import kind
 from tasks.spec import TaskSpec
 
 RETRY_BACKOFF_SECONDS = 2
@@ -65,7 +66,8 @@ class FanOut:
         if swept := await self._launcher.sweep():
             self._log.warning("stopped what a dead run had left behind: %s", ", ".join(swept))
         self._open.push_async_callback(self._launcher.sweep, this_flow_run.get_id())
-        await self._open.enter_async_context(published(self._progress, this_flow_run.get_flow_name()))
+        rows = slot_rows if self._launcher.leases_this_host else None
+        await self._open.enter_async_context(published(self._progress, this_flow_run.get_flow_name(), rows))
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -79,11 +81,12 @@ class FanOut:
         lets the others finish first.
 
         Raises:
+            BadInput: the launcher has no environment for a shard.
             StageFailed: a shard could not be finished.
             ValueError: there are GPUs, but fewer than a shard is to get.
         """
         wanted = {spec.hash: spec for spec in specs}
-        reusable = [spec for spec in wanted.values() if not kind(spec.task).always_run]
+        reusable = [spec for spec in wanted.values() if not registry.kind(spec.task).always_run]
         done = await asyncio.to_thread(finished, self._store, reusable)
         todo = [spec for spec in wanted.values() if spec.hash not in done]
         self._log.info("%s: reused %d of %d shards", stage, len(done), len(wanted))
@@ -91,6 +94,8 @@ class FanOut:
         try:
             if todo:
                 with self._begun(progress, gpus) as running:
+                    for environment in {registry.environment(spec) for spec in todo}:
+                        await asyncio.to_thread(self._launcher.check_environment, environment, running.slots.device)
                     done |= await self._run(todo, running)
         except BaseException:
             progress.state = "failed"

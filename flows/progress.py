@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+from prefect.artifacts import acreate_progress_artifact, acreate_table_artifact, aupdate_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_logger
 
+from flows.gpus import SlotRow, slot_table
 from flows.reports import slug
 
 PUBLISH_SECONDS = 1.0
+SLOTS_SECONDS = 5.0
 LAST_WORDS_SECONDS = 5.0
+
+Slots = Callable[[], list[SlotRow]]
 
 
 @dataclass
@@ -123,10 +132,10 @@ watched: ContextVar[RunProgress | None] = ContextVar("watched", default=None)
 
 
 @contextlib.asynccontextmanager
-async def published(run: RunProgress, prefix: str) -> AsyncIterator[None]:
-    """Keep one progress artifact for the run and one for each stage up to date in Prefect."""
+async def published(run: RunProgress, prefix: str, slots: Slots | None = None) -> AsyncIterator[None]:
+    """Keep one progress artifact for the run, one for each stage, and a table of ``slots`` up to date in Prefect."""
     over = asyncio.Event()
-    publishing = asyncio.create_task(_Publisher(run, prefix).run_until(over))
+    publishing = asyncio.create_task(_Publisher(run, prefix, slots).run_until(over))
     try:
         yield
     finally:
@@ -136,9 +145,12 @@ async def published(run: RunProgress, prefix: str) -> AsyncIterator[None]:
 
 
 class _Publisher:
-    def __init__(self, run: RunProgress, prefix: str) -> None:
+    def __init__(self, run: RunProgress, prefix: str, slots: Slots | None) -> None:
         self._run = run
         self._prefix = prefix
+        self._slots = slots
+        self._slots_artifact: tuple[UUID, list[SlotRow]] | None = None
+        self._slots_due = 0.0
         self._artifacts: dict[str, tuple[UUID, str]] = {}
 
     async def run_until(self, over: asyncio.Event) -> None:
@@ -146,6 +158,7 @@ class _Publisher:
             await self.publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), PUBLISH_SECONDS)
+        self._slots_due = 0.0
         await self.publish()
 
     async def publish(self) -> None:
@@ -154,6 +167,9 @@ class _Publisher:
             for number, stage in enumerate(list(self._run.stages.values()), start=1):
                 if stage.shards:
                     await self._show(f"stage {number:02} {stage.name}", stage.fraction, stage.describe())
+            if self._slots and time.monotonic() >= self._slots_due:
+                await self._show_slots(self._slots)
+                self._slots_due = time.monotonic() + SLOTS_SECONDS
         except Exception as error:  # the picture of the work must not stop the work
             get_logger("flows").warning("progress could not be shown in Prefect: %s", error)
 
@@ -169,3 +185,15 @@ class _Publisher:
         else:
             return
         self._artifacts[name] = (artifact, shown)
+
+    async def _show_slots(self, slots: Slots) -> None:
+        rows = await asyncio.to_thread(slots)
+        if self._slots_artifact is None:
+            text = "The GPUs of this host and the places on its CPU that are in use, across all flows."
+            key = slug(f"gpus {socket.gethostname()}")
+            self._slots_artifact = (await acreate_table_artifact(slot_table(rows), key=key, description=text), rows)
+        elif self._slots_artifact[1] != rows:
+            artifact = self._slots_artifact[0]
+            async with get_client() as client:
+                await client.update_artifact(artifact, ArtifactUpdate(data=json.dumps(slot_table(rows))))
+            self._slots_artifact = (artifact, rows)

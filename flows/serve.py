@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 
 from flows.reports import Published
@@ -24,6 +23,7 @@ from flows.server import HOST, NO_TELEMETRY, READY_SECONDS, ServerFailed, answer
 REPOSITORY = Path(__file__).parents[1]
 STOP_SECONDS = 20
 WATCH_SECONDS = 0.5
+POOL = "tomograph-process"
 
 
 def serve(console: Console, port: int, reports_port: int, reports: Path) -> None:
@@ -45,11 +45,8 @@ def serve(console: Console, port: int, reports_port: int, reports: Path) -> None
         reports_url = stack.enter_context(_served(reports, reports_port))
         os.environ.update(Published(reports_url, reports).as_environment())
         console.print("deploying the flows of prefect.yaml ...")
-        pools = work_pools()
-        for pool in pools:
-            asyncio.run(create_work_pool(pool))
-        _deploy()
-        parts += [stack.enter_context(_part("worker", "start", "--pool", pool)) for pool in pools]
+        _deploy(console)
+        parts.append(stack.enter_context(_part("worker", "start", "--pool", POOL)))
         console.print(f"[bold]{api_url.removesuffix('/api')}/deployments[/]  run a flow from its form")
         console.print(f"[bold]{reports_url}[/]  reports ({reports})")
         console.print("Ctrl-C stops all of it.")
@@ -79,6 +76,12 @@ def _part(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def _deploy(console: Console) -> None:
+    from flows.deploy import deploy  # now that Prefect, which reads its settings when imported, can know the server
+
+    asyncio.run(deploy(console, [POOL]))
+
+
 def _wait_until_ready(server: subprocess.Popen[bytes], api_url: str) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while not answers(api_url):
@@ -91,31 +94,6 @@ def _watch(parts: list[subprocess.Popen[bytes]]) -> None:
     """Return when one of ``parts`` has ended."""
     while all(part.poll() is None for part in parts):
         time.sleep(WATCH_SECONDS)
-
-
-def work_pools() -> list[str]:
-    content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
-    return sorted({deployment["work_pool"]["name"] for deployment in content["deployments"]})
-
-
-async def create_work_pool(name: str) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
-
-    template = ProcessWorker.get_default_base_job_template()
-    pool = WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
-    async with get_client() as client:
-        with contextlib.suppress(ObjectAlreadyExists):
-            await client.create_work_pool(pool)
-
-
-def _deploy() -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ServerFailed(f"`prefect deploy --all` failed:\n{done.stdout}{done.stderr}")
 
 
 class _Quiet(SimpleHTTPRequestHandler):

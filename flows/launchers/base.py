@@ -174,6 +174,9 @@ HandleT = TypeVar("HandleT")
 class Launcher(abc.ABC, Generic[HandleT]):
     """Runs shards on one kind of machine."""
 
+    leases_this_host: ClassVar[bool] = True
+    """Whether its slots are GPUs or cores of this host, leased by kernel locks."""
+
     @abc.abstractmethod
     def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
         """The slots for shards on ``device`` ("cpu", "cuda" or "auto"), at most ``count`` of them.

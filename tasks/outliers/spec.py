@@ -11,7 +11,7 @@ from tasks.models.spec import ModelRef
 from tasks.spec import TaskKind
 
 PROSE = "embedded:prose"
-"""The text that is always there: the documentation that comes with Python."""
+"""The text that is always there: topics of Python's documentation."""
 
 Site = Literal["norms", "residual"]
 """What is watched: `norms`, what enters each block's attention and FFN; `residual`, what leaves each block."""
@@ -39,7 +39,7 @@ class TextSource(BaseModel):
         title="Text",
         description=(
             "File, folder or pattern, local or a URL (s3://bucket/text/*.parquet), of .jsonl, .parquet or text; may "
-            f"be compressed. {PROSE} is the documentation that comes with Python"
+            f"be compressed. {PROSE} is embedded: topics of Python's documentation"
         ),
     )
     format: Literal["auto", "jsonl", "parquet", "text"] = Field(

@@ -75,8 +75,8 @@ def _prose(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams) -> Iterat
         raise BadInput(
             "corpus_fingerprint",
             params.corpus_fingerprint,
-            "this Python brings another documentation than the one that planned this task",
-            "use the same Python release on both sides",
+            "this release of the code brings another prose than the one that planned this task",
+            "use the same release on both sides",
         )
     first = tokenizer("")["input_ids"][:1]
     waiting: list[int] = []

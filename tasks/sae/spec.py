@@ -25,7 +25,7 @@ class TrainSettings(BaseModel):
     k: int = Field(32, ge=1, description="Features active per token, on average over a batch")
     tokens: int = Field(100_000, ge=1, description="Tokens of text to read, a tenth of them held out")
     epochs: int = Field(2, ge=1, description="Times that each token is trained on")
-    library_prose: bool = Field(True, description="Read the Python documentation that comes with Python")
+    library_prose: bool = Field(True, description="Read the embedded prose, topics of Python's documentation")
     texts_share: float = Field(
         0.3, gt=0, le=1, description="The study's own texts are at most this share of the tokens; all, without prose"
     )
@@ -93,7 +93,7 @@ class SaeTrainParams(BaseModel):
     answer_prefix: str = ""
     """Comes after each text, or after its chat template."""
     corpus_fingerprint: str
-    """`tasks.sae.corpus.library_fingerprint()`: Python's documentation differs between its releases."""
+    """`tasks.sae.corpus.library_fingerprint()`: another embedded prose is refused."""
 
 
 KINDS = (TaskKind(name="sae.train", version=1, params=SaeTrainParams, entry="tasks.sae.run:run"),)

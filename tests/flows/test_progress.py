@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import socket
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from flows.execution import Execution
 from flows.progress import RunProgress, ShardProgress, StageProgress
+from flows.reports import slug
 from flows.terminal import most_telling, shown
 from tests.flows.processes import wait_until
 from tests.flows.toy_flow import toy
@@ -114,7 +116,8 @@ async def read(name: str) -> tuple[dict[str, Any], list[str]]:
 def test_the_ui_shows_progress_and_the_shards_own_words(finished_run: tuple[str, str]) -> None:
     name, _ = finished_run
     artifacts, _ = asyncio.run(read(name))
-    assert sorted(artifacts) == ["toy-progress", "toy-stage-02-squares", "toy-stage-03-sum"]
+    gpus = slug(f"gpus {socket.gethostname()}")
+    assert sorted(artifacts) == sorted([gpus, "toy-progress", "toy-stage-02-squares", "toy-stage-03-sum"])
     assert artifacts["toy-stage-02-squares"].data == 100
     assert artifacts["toy-stage-02-squares"].description == "3 of 3 shards"
 

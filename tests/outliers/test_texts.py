@@ -115,7 +115,7 @@ class TestFormats:
         assert f"the ending of {path} does not tell its format" in str(error)
 
     def test_python_s_own_documentation(self) -> None:
-        assert read(PROSE) == library_prose()
+        assert read(PROSE) == list(library_prose())
         assert refused("embedded:poetry").field == "text.location"
 
 

@@ -91,6 +91,6 @@ def test_too_little_text(
         sequences(tokenizer, change(params.model_copy(update={"texts": []}), **update), seed=0)
 
 
-def test_prose_of_another_python(params: SaeTrainParams, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(BadInput, match="same Python release"):
+def test_prose_of_another_release(params: SaeTrainParams, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(BadInput, match="same release"):
         sequences(tokenizer, params.model_copy(update={"corpus_fingerprint": "of another one"}), seed=0)

@@ -126,7 +126,7 @@ def test_an_exported_folder_is_read_as_saelens_format(shard: Shard, tmp_path: Pa
     ("change", "message"),
     [
         ({"model_fingerprint": "folder-of-another"}, "the model changed"),
-        ({"corpus_fingerprint": "another"}, "same Python release"),
+        ({"corpus_fingerprint": "another"}, "same release"),
         ({"layers": [1, 4]}, "blocks 0 to 3"),
         ({"layers": [1, 1]}, "named once"),
         ({"layers": []}, "blocks 0 to 3"),
