@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -14,10 +15,12 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Cancelling
+from prefect.workers.process import ProcessWorker
 
 from flows.execution import Execution
-from flows.serve import create_work_pool
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tests.flows.processes import labelled, wait_until
@@ -56,6 +59,15 @@ def test_a_killed_flow_leaves_no_orphan_and_the_next_run_goes_on(tmp_path: Path)
     assert asyncio.run(toy(str(tmp_path), squares, Execution(device="cpu", slots=2))) == {"numbers": 6 + 7}
     manifests = [Shard(Store(tmp_path), SQUARES.spec(p, seed=i).path).manifest for i, p in enumerate(squares)]
     assert sum(manifest.run["reused_chunks"] for manifest in manifests) == left
+
+
+async def create_work_pool(name: str) -> None:
+    pool = WorkPoolCreate(
+        name=name, type=ProcessWorker.type, base_job_template=ProcessWorker.get_default_base_job_template()
+    )
+    async with get_client() as client:
+        with contextlib.suppress(ObjectAlreadyExists):
+            await client.create_work_pool(pool)
 
 
 @pytest.fixture
