@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     deploying.add_argument(
         "--prune", action="store_true", help="delete deployments of these pools that prefect.yaml no longer has"
     )
+    commands.add_parser("gpus", help="the GPUs of this machine, and which flow and shard has each")
     options, rest = parser.parse_known_args(arguments)
     console = Console(stderr=True)
     try:
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "deploy":
             parser.parse_args(arguments)
             return _deploy(console, options)
+        if options.command == "gpus":
+            parser.parse_args(arguments)
+            return _gpus()
         return _run(options.command, rest, console)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; finished work is kept, the same command goes on from there")
@@ -100,6 +104,16 @@ def _deploy(console: Console, options: argparse.Namespace) -> int:
 
     chosen = {"image": options.image, "store": options.store, "secrets": options.secret, "prune": options.prune}
     asyncio.run(deploy(console, options.pool, **chosen))
+    return 0
+
+
+def _gpus() -> int:
+    from flows.gpus import slot_rows, terminal_table
+
+    if rows := slot_rows():
+        Console().print(terminal_table(rows))
+    else:
+        Console().print("no GPU (nvidia-smi shows none), and no place on the CPU is in use")
     return 0
 
 

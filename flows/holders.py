@@ -13,7 +13,7 @@ import uuid
 from functools import cache
 from pathlib import Path
 
-from flows.locks import lock, runtime_folder
+from flows.locks import lock, make_folder, runtime_folder
 
 _FOLDER = "holders"
 _held: dict[Path, tuple[int, str, int]] = {}
@@ -41,7 +41,7 @@ def holder_lives(name: str) -> bool:
     descriptor = lock(path)
     if descriptor is None:
         return True
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         path.unlink()
     os.close(descriptor)
     return False
@@ -49,10 +49,11 @@ def holder_lives(name: str) -> bool:
 
 @cache
 def _domain(folder: Path) -> str:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / "domain"
     mine = path.with_name(f"domain-{uuid.uuid4().hex}")
     mine.write_text(uuid.uuid4().hex)
+    mine.chmod(0o644)
     with contextlib.suppress(FileExistsError):
         os.link(mine, path)  # the first one stays
     mine.unlink()

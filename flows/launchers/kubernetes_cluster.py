@@ -189,9 +189,7 @@ class Cluster:
                 return None
             raise
 
-    def _call(
-        self, method: str, path: str, query: list[tuple[str, Any]] | None = None, body: Object | None = None
-    ) -> Any:
+    def _call(self, method: str, path: str, query: Query = (), body: Object | None = None) -> Any:
         """The parsed answer.
 
         Raises:
@@ -202,7 +200,7 @@ class Cluster:
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_delay(self.patience if self._contact.is_set() else FIRST_PATIENCE)
             | tenacity.stop_when_event_set(self._given_up),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=LONGEST_WAIT, jitter=0.5),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=LONGEST_WAIT, jitter=0.5),
             retry=tenacity.retry_if_exception(_may_pass),
             sleep=tenacity.sleep_using_event(self._given_up),
             reraise=True,

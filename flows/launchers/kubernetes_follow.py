@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -83,8 +83,9 @@ class Follower:
                 self._cluster.await_change(self._name, version, CHANGE_SECONDS)
             elif pod:
                 yield from self._say(f"runs in the pod {pod['metadata']['name']} on {pod['spec'].get('nodeName')}")
-                yield from self._live_log(pod)
-                self._cluster.await_change(self._name, version, LOG_PAUSE)
+                brought_something = yield from self._live_log(pod)
+                if not brought_something:
+                    self._cluster.await_change(self._name, version, LOG_PAUSE)
 
     def _look(self) -> tuple[Object | None, Object | None, str]:
         """The Job, which is asked for only while it has no pod, its pod, and the version of what was seen."""
@@ -95,15 +96,21 @@ class Follower:
             pods, version = self._cluster.pods_of(self._name)  # a finished Job's pod may be younger than the first look
         return job, newest(pods), version
 
-    def _live_log(self, pod: Object) -> Iterator[Event]:
-        """Its log until it is cut or ends; where it can't be read now, the shard goes on all the same."""
+    def _live_log(self, pod: Object) -> Generator[Event, None, bool]:
+        """Its log until it is cut or ends, and whether it had anything new.
+
+        Where it can't be read now, the shard goes on all the same.
+        """
+        something = False
         try:
-            yield from self._read(pod, to_its_end=False)
+            for event in self._read(pod, to_its_end=False):
+                something = True
+                yield event
         except ApiFault as fault:
             yield from self._say(f"warning: its log can't be read: {fault}")
-            self._given_up.wait(LOG_PAUSE)
         except CLIENT_FAULTS:  # long connections are cut by whatever is on the way
-            return
+            pass
+        return something
 
     def _rest_of_log(self, pod: Object) -> Iterator[Event]:
         deadline = time.monotonic() + LOG_PATIENCE

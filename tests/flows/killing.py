@@ -17,12 +17,12 @@ from typing import IO
 from tests.flows.processes import labelled, wait_until
 
 
-def start(flow: str, study_file: Path, store: Path, output: IO[str] | int) -> subprocess.Popen:
+def start(flow: str, study_file: Path, store: Path | str, output: IO[str] | int) -> subprocess.Popen:
     command = [sys.executable, "-m", "flows", flow, "--config", str(study_file), "--store", str(store)]
     return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 
-def finish(flow: str, study_file: Path, store: Path) -> None:
+def finish(flow: str, study_file: Path, store: Path | str) -> None:
     process = start(flow, study_file, store, subprocess.PIPE)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output

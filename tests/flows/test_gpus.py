@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -64,3 +67,12 @@ def test_the_terminal_shows_it() -> None:
     lines = console.export_text().splitlines()
     assert lines[0].split() == ["slot", "device", "memory", "state", "flow", "shard", "for"]
     assert "in use  otter  trials 1/9" in lines[1]
+
+
+def test_the_command_prints_it() -> None:
+    with asyncio.run(SlotPool(gpu_slots()).lease(1, Occupant("otter", "trials 1/9", time.time()))):
+        command = [sys.executable, "-m", "flows", "gpus"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": "160"})
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["slot", "device"], ["GPU", "0"], ["GPU", "1"]]
+    assert "in use" in done.stdout.splitlines()[1]
+    assert "free" in done.stdout.splitlines()[2]
