@@ -135,6 +135,8 @@ def _checked_store(store: str) -> str:
 def _detail(error: Exception) -> str:
     """What went wrong, in one line."""
     if isinstance(error, httpx.HTTPStatusError):
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            return "access is refused; set PREFECT_API_AUTH_STRING to its user:password"
         try:
             return str(error.response.json()["detail"])
         except (ValueError, KeyError, TypeError):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,6 @@ from prefect.client.schemas.actions import (
     WorkPoolCreate,
     WorkPoolUpdate,
 )
-from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessJobConfiguration
@@ -30,7 +30,7 @@ from rich.console import Console
 
 from flows import deployments, pools
 from flows.deploy import STORE_VARIABLE, deploy
-from flows.server import ServerFailed, free_port
+from flows.server import ServerFailed, TemporaryServer, free_port
 from tasks.errors import BadInput
 
 T = TypeVar("T")
@@ -68,24 +68,25 @@ def prefect_deploy(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def state(touched: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Everything on the server that deploying is about, times of change included, but for fields in ``touched``."""
+def state(*without: str) -> dict[str, Any]:
+    """Everything on the server that deploying is about, times of change included, but for fields of these names."""
 
     async def read(client: PrefectClient) -> dict[str, Any]:
-        found = await client.read_deployments(
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[PROCESS, KUBERNETES]))
-        )
         everything = [
-            *found,
+            *(await client.read_deployments()),
             *(await client.read_work_pools()),
             *(await client.read_variables()),
             *(await client.read_block_documents_by_type("secret", include_secrets=False)),
         ]
-        return {
-            f"{type(one).__name__} {one.id}": one.model_dump(mode="json", exclude=set(touched)) for one in everything
-        }
+        return {f"{type(one).__name__} {one.id}": stripped(one.model_dump(mode="json"), without) for one in everything}
 
     return asked(read)
+
+
+def stripped(value: Any, names: Collection[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: stripped(one, names) for name, one in value.items() if name not in names}
+    return [stripped(one, names) for one in value] if isinstance(value, list) else value
 
 
 @pytest.fixture
@@ -114,6 +115,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callab
 
     def change(edit: Callable[[dict[str, Any]], object]) -> None:
         content = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
+        content["deployments"] = [json.loads(json.dumps(one)) for one in content["deployments"]]  # aliases undone
         edit(content)
         (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(content))
         monkeypatch.setattr(deployments, "PROJECT_FILE", tmp_path / "prefect.yaml")
@@ -149,30 +151,26 @@ def test_prefect_deploy_says_which_pool_is_missing(server: str) -> None:
 def test_prefect_deploy_from_a_clean_clone_makes_the_same_deployments(server: str, tmp_path: Path) -> None:
     """But for the version, which Prefect takes from git, and the folder of the code, which is the clone's."""
     clone = tmp_path / "clone"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=REPOSITORY, capture_output=True
-    )
-    if listed.returncode:
-        pytest.skip("this checkout has no history to clone")
-    for name in filter(None, listed.stdout.decode().split("\0")):
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("there is nothing to clone")
+    tracked = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(tracked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
         if (REPOSITORY / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, clone / name)
     deployed(store="s3://bucket/studies")
-    mine = state(("updated", "version", "version_info", "version_id"))
+    mine = state("updated", "version", "version_info", "version_id")
 
     done = prefect_deploy(clone)
     assert done.returncode == 0, done.stdout + done.stderr
-    theirs = state(("updated", "version", "version_info", "version_id"))
+    theirs = state("updated", "version", "version_info", "version_id")
     assert mine.keys() == theirs.keys()
     moved = 0
     for key, deployment in theirs.items():
         if deployment.get("pull_steps") == [working_directory(clone)]:
             deployment["pull_steps"] = [working_directory(REPOSITORY)]
             moved += 1
-        for one in (deployment, mine[key]):
-            for schedule in one.get("schedules", []):
-                schedule.pop("updated")
         assert deployment == mine[key]
     assert moved == sum(one["work_pool"]["name"] == PROCESS for one in deployments.content()["deployments"])
 
@@ -220,7 +218,7 @@ def test_what_prefect_yaml_changes_is_updated(server: str, project: Callable[...
 
 def test_what_somebody_changed_on_the_server_is_set_right(server: str) -> None:
     deployed()
-    before = state(("updated",))
+    before = state("updated")
 
     async def meddle(client: PrefectClient) -> None:
         one = await client.read_deployment_by_name("outliers/cluster")
@@ -228,11 +226,11 @@ def test_what_somebody_changed_on_the_server_is_set_right(server: str) -> None:
         await client.update_work_pool(KUBERNETES, WorkPoolUpdate(concurrency_limit=1, description="mine"))
 
     asked(meddle)
-    assert state(("updated",)) != before
+    assert state("updated") != before
     done = deployed()
     assert done["outliers/cluster"] == "updated: pull_steps, concurrency_limit"
     assert done[KUBERNETES] == "updated: description, concurrency_limit"
-    assert state(("updated",)) == before
+    assert state("updated") == before
 
 
 def test_schedules_that_somebody_switched_on_or_added_stay(server: str, project: Callable[..., None]) -> None:
@@ -298,9 +296,15 @@ def test_the_store_is_kept_until_another_is_given(server: str) -> None:
     assert deployed()[STORE_VARIABLE] == "unchanged: s3://bucket/studies"
 
 
-def test_a_folder_as_the_store_of_a_cluster_is_said(server: str) -> None:
-    assert "pods of a cluster don't share" in on_command_line().stderr
-    assert "pods of a cluster don't share" not in on_command_line("--pool", PROCESS).stderr
+@pytest.mark.parametrize(
+    ("pool", "store", "said"), [(KUBERNETES, None, True), (KUBERNETES, "s3://b/x", False), (PROCESS, None, False)]
+)
+def test_a_folder_as_the_store_of_a_cluster_is_said(server: str, pool: str, store: str | None, said: bool) -> None:
+    output = io.StringIO()
+    asyncio.run(deploy(Console(file=output, width=40), [pool], store=store))
+    last = output.getvalue().splitlines()[-1]
+    expected = "tomograph_store is runs/store, a folder, which pods of a cluster don't share; set it with --store "
+    assert last.startswith(expected) == said
 
 
 def test_the_image_is_the_option_or_the_variable_or_what_is_built(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +322,7 @@ def test_the_image_is_the_option_or_the_variable_or_what_is_built(server: str, m
     assert image() == "registry.example/flows:3"
 
 
-@pytest.mark.parametrize("value", [SECRET, "12345", '{"type": "service_account"}'])
+@pytest.mark.parametrize("value", [SECRET, "700012340005600078", '{"type": "service_account"}'])
 def test_a_secret_reaches_the_flow_and_nothing_else(server: str, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
     done = deployed(PROCESS, secrets=["AWS_SECRET_ACCESS_KEY"])
@@ -332,7 +336,9 @@ def test_a_secret_reaches_the_flow_and_nothing_else(server: str, monkeypatch: py
     async def environment(client: PrefectClient) -> dict[str, str | None]:
         pool = await client.read_work_pool(PROCESS)
         given = {"env": {"OTHER": "1"}}
-        return (await ProcessJobConfiguration.from_template_and_values(pool.base_job_template, given, client)).env
+        return (
+            await ProcessJobConfiguration.from_template_and_values(pool.base_job_template, given, client=client)
+        ).env
 
     assert asked(environment) == {"AWS_SECRET_ACCESS_KEY": value, "OTHER": "1"}
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
@@ -341,26 +347,37 @@ def test_a_secret_reaches_the_flow_and_nothing_else(server: str, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("pool_names", "options", "says"),
     [
-        (["--pool", "nope"], "--pool = 'nope': there is no such work pool"),
-        (["--image", "Not an image"], "this is no reference of an image"),
-        (["--store", " "], "--store = ' ': is empty"),
-        (["--store", "s3://key:word@bucket/x"], "a URL can't carry credentials"),
-        (["--store", "nope://bucket"], "Protocol not known"),
-        (["--secret", "UNSET_VARIABLE"], "this environment variable is not set"),
-        (["--secret", "path"], "this is no name of a variable"),
-        (["--pool", KUBERNETES, "--secret", "PATH"], "secrets are for the work pool tomograph-process"),
-        (["--everything"], "unrecognized arguments"),
+        (["nope"], {}, "--pool = 'nope': there is no such work pool"),
+        ([], {"image": "Not an image"}, "this is no reference of an image"),
+        ([], {"store": " "}, "--store = ' ': is empty"),
+        ([], {"store": "s3://key:word@bucket/x"}, "a URL can't carry credentials"),
+        ([], {"store": "nope://bucket"}, "Protocol not known"),
+        ([], {"secrets": ["UNSET_VARIABLE"]}, "this environment variable is not set"),
+        ([], {"secrets": ["path"]}, "this is no name of a variable"),
+        ([KUBERNETES], {"secrets": ["PATH"]}, "secrets are for the work pool tomograph-process"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_changes(server: str, arguments: list[str], says: str) -> None:
+def test_bad_arguments_are_refused(
+    prefect_server: str, pool_names: list[str], options: dict[str, Any], says: str
+) -> None:
     before = state()
-    done = on_command_line(*arguments)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "word" not in done.stderr
+    with pytest.raises(BadInput) as refused:
+        deployed(*pool_names, **options)
+    assert says in str(refused.value)
+    assert "key:word" not in str(refused.value)
     assert state() == before
+
+
+def test_the_command_line_says_what_is_bad(prefect_server: str) -> None:
+    done = on_command_line("--pool", "nope")
+    assert done.returncode == 2
+    expected = "--pool = 'nope': there is no such work pool; choose from tomograph-kubernetes, tomograph-process"
+    assert done.stderr.splitlines() == [expected]
+    done = on_command_line("--everything")
+    assert done.returncode == 2
+    assert "unrecognized arguments: --everything" in done.stderr
 
 
 def test_a_pool_of_another_type_is_refused(server: str) -> None:
@@ -390,7 +407,7 @@ def test_what_the_server_refuses_is_said(server: str, project: Callable[..., Non
         content["deployments"][0]["work_pool"]["job_variables"] = {"stream_output": "loud"}
 
     project(edit)
-    with pytest.raises(ServerFailed, match="'loud' is not of type 'boolean'"):
+    with pytest.raises(ServerFailed, match="Failure reason: 'loud' is not valid"):
         deployed()
 
 
@@ -399,3 +416,21 @@ def test_without_a_server_there_is_one_line() -> None:
     done = on_command_line(api_url=url)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"the Prefect server at {url} does not answer: All connection attempts failed"]
+
+
+def test_a_server_that_wants_a_password_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setenv("PREFECT_SERVER_API_AUTH_STRING", "user:password")
+        server = TemporaryServer(tmp_path / "server.log")
+        server.start()
+    try:
+        server.wait()
+        done = on_command_line(api_url=server.api_url)
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        assert line.endswith("access is refused; set PREFECT_API_AUTH_STRING to its user:password")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "user:password")
+        assert on_command_line(api_url=server.api_url).returncode == 0
+    finally:
+        server.stop()

@@ -93,6 +93,7 @@ def test_the_whole_job(deployed: str) -> None:
                     "parallelism": 1,
                     "restartPolicy": "Never",
                     "serviceAccountName": "tomograph-flows",
+                    "enableServiceLinks": False,
                     "securityContext": {
                         "runAsNonRoot": True,
                         "runAsUser": 10001,

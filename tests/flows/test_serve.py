@@ -46,7 +46,9 @@ def test_serve_starts_everything_and_stops_everything(tmp_path: Path) -> None:
         children = psutil.Process(serving.pid).children(recursive=True)
         api = f"http://127.0.0.1:{port}/api"
         deployments = ask(f"{api}/deployments/filter", {})
-        assert sorted(deployment["name"] for deployment in deployments) == ["local", "local", "moe-sweep"]
+        names = sorted(deployment["name"] for deployment in deployments)
+        assert names == ["gpu-host", "gpu-host", "local", "local", "moe-sweep"]
+        assert {deployment["parameters"]["store"] for deployment in deployments} == {"runs/store"}
         wait_until(lambda: ask(f"{api}/work_pools/tomograph-process")["status"] == "READY", 30, "a worker is there")
         with urllib.request.urlopen(f"http://127.0.0.1:{reports_port}/a%20study/report.html", timeout=10) as page:
             assert page.read() == b"<p>found it</p>"
