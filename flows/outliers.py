@@ -11,7 +11,7 @@ from prefect.runtime import flow_run as this_flow_run
 from pydantic import Field, TypeAdapter
 
 from flows import outliers_plan as plan
-from flows.execution import Execution
+from flows.execution import Execution, StoreLocation
 from flows.fanout import FanOut, StageFailed, sweep
 from flows.outliers_model import ModelRun
 from flows.outliers_outcome import publish
@@ -41,7 +41,7 @@ async def outliers(
     batch_size: Annotated[int, Field(ge=1)] = DEFAULTS.batch_size,
     ablation: AblationSettings = DEFAULTS.ablation,
     seed: Annotated[int, Field(ge=0)] = DEFAULTS.seed,
-    store: str = "runs/store",
+    store: StoreLocation = "runs/store",
     execution: Execution = EXECUTION,
 ) -> Outcome:
     """Which hidden dimensions are systematic outliers, in a model or across a sweep of models?

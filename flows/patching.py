@@ -9,7 +9,7 @@ from prefect.runtime import flow_run as this_flow_run
 
 from flows import patching_plan as plan
 from flows.engines import require, with_engine
-from flows.execution import Execution
+from flows.execution import Execution, StoreLocation
 from flows.fanout import FanOut, sweep
 from flows.patching_outcome import publish
 from flows.planning import as_study, last_part
@@ -78,7 +78,7 @@ async def patching(
     verdict: VerdictSettings = DEFAULTS.verdict,
     words: WordsSettings = DEFAULTS.words,
     seed: int = DEFAULTS.seed,
-    store: str = "runs/store",
+    store: StoreLocation = "runs/store",
     execution: Execution = EXECUTION,
 ) -> Outcome:
     """Which SAE features cause a behaviour, and which words do they add or remove?

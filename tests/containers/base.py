@@ -20,6 +20,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 BASE = "tomograph-debian:bookworm"
 WHEELS = "tomograph-wheels:local"
+CANARY = "canary-5d1c8a90e2f74b63"
 
 # What a container never reads, and Debian's package manager makes again.
 LEFT_OUT = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale")
@@ -82,8 +83,8 @@ def make_wheels(docker: str) -> bool:
     return True
 
 
-def arguments(docker: str) -> list[str]:
-    """What `make images` is told on this machine; images BASE and WHEELS are made if need be.
+def arguments(docker: str, folder: Path) -> list[str]:
+    """What `make images` is told on this machine; images BASE and WHEELS are made if need be, secrets go to ``folder``.
 
     Raises ``SystemExit`` for an index with a password in its address, which would stay in the images' history.
     """
@@ -95,12 +96,27 @@ def arguments(docker: str) -> list[str]:
         if "@" in index:
             sys.exit("pip's index-url holds a login: put it into the file that NETRC names")
         told.append(f"INDEX_URL={index}")
-    secrets = {
-        "ca.crt": pip_setting("cert") or os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE"),
-        "netrc": os.environ.get("NETRC"),
-    }
-    given = [f"--secret id={name},src={shlex.quote(path)}" for name, path in secrets.items() if path]
+    given = [f"--secret id={name},src={shlex.quote(str(path))}" for name, path in secrets(folder).items()]
     return [*told, f"ARGS={' '.join(given)}"]
+
+
+def secrets(folder: Path) -> dict[str, Path]:
+    """Files with this machine's logins and certificate authorities. Each holds CANARY, which no image may hold."""
+    authorities = pip_setting("cert") or os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
+    given = {"netrc": os.environ.get("NETRC"), "ca.crt": authorities}
+    files = {}
+    for name, source in given.items():
+        text = Path(source).read_text() if source else ""
+        if name == "netrc":
+            text += f"\nmachine index.invalid login {CANARY} password {CANARY}\n"
+        elif text:
+            text += f"\n# {CANARY}\n"
+        else:
+            continue
+        files[name] = folder / name
+        files[name].touch(mode=0o600)
+        files[name].write_text(text)
+    return files
 
 
 def pip_setting(name: str) -> str:
@@ -135,8 +151,14 @@ def _output(command: list[str]) -> str:
     return done.stdout
 
 
+def main(images: list[str]) -> int:
+    """Run `make images`; its exit status."""
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [f"IMAGES={' '.join(images)}"] if images else []
+        command = ["make", "-C", str(REPOSITORY), "images", *arguments(cli(), Path(folder)), *chosen]
+        print(shlex.join(command), flush=True)
+        return subprocess.run(command).returncode
+
+
 if __name__ == "__main__":
-    images = [f"IMAGES={' '.join(sys.argv[1:])}"] if sys.argv[1:] else []
-    command = ["make", "-C", str(REPOSITORY), "images", *arguments(cli()), *images]
-    print(shlex.join(command), flush=True)
-    sys.exit(subprocess.run(command).returncode)
+    sys.exit(main(sys.argv[1:]))
