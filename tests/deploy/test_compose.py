@@ -221,12 +221,21 @@ def test_a_shard_reaches_the_store_and_neither_server_nor_database(stack: Stack)
     assert reached == ["object-store"]
 
 
+@pytest.fixture
+def cache(stack: Stack) -> Iterator[str]:
+    """A volume for downloaded models, of this test's own."""
+    client = engine()
+    assert client
+    volume = client.volumes.create(f"{stack.project}_models")
+    yield volume.name
+    volume.remove(force=True)
+
+
 @pytest.mark.slow
-def test_a_study_runs_in_containers_on_models_of_the_store(stack: Stack, tmp_path: Path) -> None:
+def test_a_study_runs_in_containers_on_models_of_the_store(stack: Stack, tmp_path: Path, cache: str) -> None:
     """Flow in the worker, shards beside it on the host's engine, model, text and results in the object store."""
     client, store = engine(), stack.filesystem()
     assert client
-    cache = client.volumes.create(f"{stack.project}_models", labels={"com.docker.compose.project": stack.project})
     for path in save_tiny_model(tmp_path / "model", "llama").iterdir():
         store.put_file(str(path), f"tomograph/models/tiny/{path.name}")
     texts = [f"{number} foxes jump over as many lazy dogs, again and again. " * 12 for number in range(8)]
@@ -240,7 +249,7 @@ def test_a_study_runs_in_containers_on_models_of_the_store(stack: Stack, tmp_pat
         "text": {"location": "s3://tomograph/texts.jsonl", "length": 32, "sequences": 4},
         "ablation": {"enabled": False},
         "batch_size": 2,
-        "execution": {"launcher": "docker", "slots": 1, "container": {"volumes": [f"{cache.name}:/cache"]}},
+        "execution": {"launcher": "docker", "slots": 1, "container": {"volumes": [f"{cache}:/cache"]}},
     }
     run = stack.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
     state = ended(stack, run["id"])
@@ -251,7 +260,6 @@ def test_a_study_runs_in_containers_on_models_of_the_store(stack: Stack, tmp_pat
     image = client.images.get(TORCH_IMAGE)
     assert {manifest["run"]["image"] for manifest in manifests} == {f"{TORCH_IMAGE}@{image.id}"}
     assert client.containers.list(all=True, filters={"label": f"tomograph.flow_run={run['id']}"}) == []
-    cache.remove()
 
 
 def ended(stack: Stack, flow_run: str) -> dict[str, Any]:

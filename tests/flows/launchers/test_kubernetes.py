@@ -368,6 +368,12 @@ def test_an_image_that_is_there_at_last_is_no_failure(cluster: Callable[..., Kub
     assert "ErrImagePull" in said(events)
 
 
+def test_patience_begins_anew_with_each_trouble(cluster: Callable[..., KubernetesApi]) -> None:
+    trouble = Step("err_image_pull")
+    cluster(trouble, *[Step("creating")] * 25, trouble, runs(), Step("succeeded"))
+    assert finish()[1].code == 0
+
+
 def failed_create(message: str) -> dict[str, Any]:
     return recording("event_failed_create") | {"message": message}
 
@@ -401,7 +407,7 @@ def test_a_full_quota_is_waited_for(cluster: Callable[..., KubernetesApi], monke
         handle = await started(using)
         following = asyncio.create_task(anext(aiter(using.follow(handle))))
         assert "exceeded quota" in (await following)["message"]
-        await asyncio.sleep(1)
+        await asyncio.sleep(2.5)
         assert handle.follower.end is None
         await using.stop(handle)
 
