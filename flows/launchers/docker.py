@@ -278,12 +278,11 @@ def _exit(state: dict[str, Any], handle: ShardContainer) -> Exit:
 def _refusal(error: APIError) -> ShardRejected | ShardLost:
     """What it means that the engine did not start a container."""
     said = str(error.explanation or error)
-    if "device driver" in said or "nvidia" in said.lower() or "cdi" in said.lower():
+    if "device driver" in said or "nvidia" in said.lower():
         remedy = "install the NVIDIA container toolkit on this host, or use execution.device: cpu"
         return ShardRejected(f"was promised a GPU, and the container engine gives none: {said}; {remedy}", "device")
-    if error.status_code == requests.codes.not_found:
-        return ShardRejected(f"could not be started: {said}", "execution.container")
-    if error.status_code == requests.codes.bad_request:
+    wrong = error.status_code in (requests.codes.bad_request, requests.codes.not_found)
+    if wrong or "not found" in said:  # podman's code for a missing network says that the engine failed
         return ShardRejected(f"could not be started: {said}", "execution.container")
     return ShardLost(f"could not be started: {said}")
 

@@ -64,6 +64,7 @@ def container_body(
         BadInput: a volume takes a place that the container needs.
     """
     store = _local_store(run)
+    user = _user(store)
     given, files = _passed(environ, docker.variables)
     variables = {
         **given,
@@ -84,7 +85,7 @@ def container_body(
         "Memory": memory,
         "MemorySwap": memory,  # the same: no swap on top
         "DeviceRequests": _device_requests(lease, cdi),
-        "Mounts": _mounts(container.volumes, store, files),
+        "Mounts": _mounts(container.volumes, _cache_volume(user), store, files),
         "LogConfig": {"Type": "json-file", "Config": LOG_OPTIONS},
     }
     return {
@@ -93,7 +94,7 @@ def container_body(
         "Cmd": [*run.arguments, "--exit-with-parent"],
         "Env": [f"{name}={value}" for name, value in sorted(variables.items())],
         "Labels": run.labels.as_labels(),
-        "User": _user(store),
+        "User": user,
         "AttachStdin": True,
         "AttachStdout": True,
         "AttachStderr": True,
@@ -122,6 +123,11 @@ def _user(store: Path | None) -> str:
     return f"{owner.st_uid}:{owner.st_gid}"
 
 
+def _cache_volume(user: str) -> str:
+    """One for each user: what one has downloaded, another can't complete or replace."""
+    return f"{CACHE_VOLUME}-{user.partition(':')[0]}" if user else CACHE_VOLUME
+
+
 def _passed(environ: Mapping[str, str], more: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Variables that a shard gets, and the files of the host that some of them name: host's path by container's.
 
@@ -148,10 +154,10 @@ def _device_requests(lease: Lease, cdi: bool) -> list[dict[str, Any]]:
     return [{"Driver": "nvidia", "Count": 0, "DeviceIDs": list(lease.uuids), "Capabilities": capabilities}]
 
 
-def _mounts(volumes: Iterable[str], store: Path | None, files: Mapping[str, str]) -> list[dict[str, Any]]:
+def _mounts(volumes: Iterable[str], cache: str, store: Path | None, files: Mapping[str, str]) -> list[dict[str, Any]]:
     mounts = [_mount(Volume.of(text)) for text in volumes]
     if CACHE not in {mount["Target"] for mount in mounts}:
-        mounts.append({"Type": "volume", "Source": CACHE_VOLUME, "Target": CACHE, "ReadOnly": False})
+        mounts.append({"Type": "volume", "Source": cache, "Target": CACHE, "ReadOnly": False})
     if store is not None:
         mounts.append({"Type": "bind", "Source": str(store), "Target": str(store), "ReadOnly": False})
     for target, source in sorted(files.items()):

@@ -32,7 +32,8 @@ PATIENCE = 300.0
 LONGEST_WAIT = 10.0
 CONNECTIONS = 256
 UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE = 401, 403, 404, 409, 410
-PASSING = (0, UNAUTHORIZED, 408, 429, 500, 502, 503, 504)
+NO_ANSWER = 0
+PASSING = (NO_ANSWER, UNAUTHORIZED, 408, 429, 500, 502, 503, 504)
 """Status codes that may be others soon. Tokens are renewed, so a 401 is among them."""
 CLIENT_FAULTS = (urllib3.exceptions.HTTPError, OSError)
 ROLE = "give the flow the role of deploy/kubernetes, or correct execution.kubernetes.namespace"
@@ -143,12 +144,11 @@ class Cluster:
 
     def await_change(self, job: str, version: str, seconds: float) -> None:
         """Return when the pods of a Job may have changed since ``version``, or after so many seconds."""
-        seconds = max(1, round(seconds))
+        whole = max(1, round(seconds))
         query = [("labelSelector", _of_job(job)), ("watch", "true"), ("resourceVersion", version)]
+        query.append(("timeoutSeconds", str(whole)))
         try:
-            answer = self._send(
-                "GET", self._pods, [*query, ("timeoutSeconds", seconds)], None, seconds + CONNECT_SECONDS
-            )
+            answer = self._send("GET", self._pods, query, None, whole + CONNECT_SECONDS)
             try:
                 next(answer.stream(decode_content=False), b"")  # any event, even the one that says: too old a version
             finally:
@@ -161,7 +161,7 @@ class Cluster:
         query = [("fieldSelector", f"involvedObject.uid={uid},type=Warning")]
         try:
             found = self._call("GET", f"/api/v1/namespaces/{self.namespace}/events", query=query)["items"]
-        except BadInput:
+        except (BadInput, ApiFault):
             return []
         found.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
         return [f"{event.get('reason', '')}: {event.get('message', '')}" for event in found]
@@ -225,7 +225,10 @@ class Cluster:
 
     def _answer(self, method: str, path: str, query: Query, body: Object | None) -> Any:
         answer = self._send(method, path, query, body, ANSWER_SECONDS)
-        return json.loads(answer.data)
+        try:
+            return json.loads(answer.data)
+        except ValueError as error:  # a proxy's page, say
+            raise ApiFault(NO_ANSWER, "", "what answers there is no Kubernetes API") from error
 
     def _send(
         self, method: str, path: str, query: Query, body: Object | None, seconds: float

@@ -150,7 +150,8 @@ class Follower:
         if time.monotonic() - self._held_up_since >= state.patience:
             reason = max(self._hindrances, key=len)  # a first message says more than that it is tried again
             remedy = f"; {state.remedy}" if state.remedy else ""
-            self.end = Exit(NO_CODE, refused=f"could not be started: {reason}{remedy}")
+            message = f"could not be started: {reason}{remedy}"
+            self.end = Exit(NO_CODE, lost=message) if state.elsewhere else Exit(NO_CODE, refused=message)
 
     def _complaint(self, waiter: Object) -> Waiting:
         """What the cluster's events say of a pod that doesn't start, or of a Job that gets no pod."""

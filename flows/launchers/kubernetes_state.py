@@ -24,7 +24,8 @@ OVERDUE_SECONDS = 60.0
 
 _HOPELESS = {"InvalidImageName", "ErrImageNeverPull"}
 _IMAGE = {"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"}
-_CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError", "PreCreateHookError", "RunContainerError"}
+_CONFIGURATION = {"CreateContainerConfigError"}
+_NODE = {"CreateContainerError", "PreCreateHookError", "RunContainerError"}
 _REMEDIES = {
     **dict.fromkeys(_HOPELESS | _IMAGE, "correct execution.container.images, or give the nodes access to the registry"),
     "CreateContainerConfigError": "create what it lacks, or correct execution.kubernetes.secrets",
@@ -57,12 +58,14 @@ _TOOK_TOO_LONG = (
 class Waiting:
     """The shard has not started. ``notice`` is what keeps it from that, empty while everything goes its way.
 
-    ``patience`` is for how many seconds that may last until it is hopeless, None for ever. ``remedy`` is what to do.
+    ``patience`` is for how many seconds that may last until it is hopeless, None for ever. ``remedy`` is what to do;
+    with ``elsewhere``, another attempt may get a node where it goes better.
     """
 
     notice: str = ""
     patience: float | None = None
     remedy: str = ""
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,8 +196,8 @@ def _waiting(status: Object, waiting: Object) -> Waiting:
         return Waiting(f"{reason}{said}", 0.0, remedy)
     if reason in _IMAGE:
         return Waiting(f"{reason}{said}", IMAGE_PATIENCE, remedy)
-    if reason in _CONFIGURATION:
-        return Waiting(f"{reason}{said}", CONFIGURATION_PATIENCE, remedy)
+    if reason in _CONFIGURATION | _NODE:
+        return Waiting(f"{reason}{said}", CONFIGURATION_PATIENCE, remedy, elsewhere=reason in _NODE)
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             notice = f"waits for its place in the cluster{_details(condition)}"

@@ -491,17 +491,21 @@ def _handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
         def fault(self, fault: Fault) -> None:
             if fault.status is None:
                 self.close_connection = True
-                return
-            self.status(fault.status, fault.reason, fault.message)
+                return None
+            if fault.status == 200:  # something in front of the API answers for it
+                return self.send("text/html", fault.message.encode(), 200)
+            return self.status(fault.status, fault.reason, fault.message)
 
         def status(self, code: int, reason: str, message: str) -> None:
             body = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": message}
             self.json(body | {"reason": reason, "code": code}, code)
 
         def json(self, body: dict[str, Any], code: int = 200) -> None:
-            data = json.dumps(body).encode()
+            self.send("application/json", json.dumps(body).encode(), code)
+
+        def send(self, content_type: str, data: bytes, code: int) -> None:
             self.send_response(code)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

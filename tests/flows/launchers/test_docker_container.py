@@ -96,7 +96,7 @@ def test_the_whole_request(lease: Lease) -> None:
                     "Capabilities": [["gpu", "compute", "utility"]],
                 }
             ],
-            "Mounts": [{"Type": "volume", "Source": "tomograph-cache", "Target": "/cache", "ReadOnly": False}],
+            "Mounts": [{"Type": "volume", "Source": "tomograph-cache-1000", "Target": "/cache", "ReadOnly": False}],
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "16m", "max-file": "2"}},
         },
     }
@@ -133,7 +133,9 @@ def test_root_becomes_the_images_user_or_the_owner_of_the_store(
     lease: Lease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker_container.os, "getuid", lambda: 0)
-    assert body(lease)["User"] == ""
+    made = body(lease)
+    assert made["User"] == ""
+    assert made["HostConfig"]["Mounts"][0]["Source"] == "tomograph-cache"
     owner = tmp_path.stat()
     assert body(lease, of=run(str(tmp_path / "not" / "yet")))["User"] == f"{owner.st_uid}:{owner.st_gid}"
 

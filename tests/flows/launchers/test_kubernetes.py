@@ -361,6 +361,14 @@ def test_what_never_starts_is_refused(cluster: Callable[..., KubernetesApi], sta
     assert len(api.asked("^DELETE")) == 1, "the cluster would go on trying"
 
 
+def test_what_its_node_cannot_start_may_start_on_another(cluster: Callable[..., KubernetesApi]) -> None:
+    api = cluster(Step("create_container_error"))
+    error = error_of(finish()[1])
+    assert isinstance(error, ShardLost)
+    assert "could not be started: CreateContainerError: failed to reserve" in str(error)
+    assert len(api.asked("^DELETE")) == 1
+
+
 def test_an_image_that_is_there_at_last_is_no_failure(cluster: Callable[..., KubernetesApi]) -> None:
     cluster(Step("err_image_pull"), Step("image_pull_back_off"), runs(), Step("succeeded"))
     events, end = finish()
@@ -470,6 +478,22 @@ def test_hiccups_of_the_api(cluster: Callable[..., KubernetesApi], fault: int | 
     assert end.code == 0
     assert own(events) == EVENTS
     assert len(api.jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (403, "Forbidden", 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: 1, used: 50, limited: 50'),
+        (409, "Conflict", 'Operation cannot be fulfilled on resourcequotas "jobs": the object has been modified'),
+    ],
+)
+def test_a_quota_on_jobs_is_waited_for(
+    cluster: Callable[..., KubernetesApi], status: int, reason: str, message: str
+) -> None:
+    api = cluster(*SUCCESS)
+    api.fail("POST", 3, status, reason, message)
+    assert finish()[1].code == 0
+    assert len(api.asked("^POST")) == 4
 
 
 def test_a_job_whose_creation_went_unanswered_is_not_created_twice(cluster: Callable[..., KubernetesApi]) -> None:
@@ -775,6 +799,13 @@ def test_in_a_pod(cluster: Callable[..., KubernetesApi], tmp_path: Path, monkeyp
     assert end.code == 0
     assert own(events) == EVENTS
     assert api.created()["metadata"]["namespace"] == NAMESPACE
+
+
+def test_something_else_that_answers(cluster: Callable[..., KubernetesApi], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_cluster, "PATIENCE", 0.5)
+    cluster().fail("GET", 1000, 200, message="<html>Sign in</html>")
+    with pytest.raises(TransientError, match="is no Kubernetes API"):
+        asyncio.run(launcher().sweep())
 
 
 def test_a_certificate_that_nobody_vouches_for(cluster: Callable[..., KubernetesApi], tmp_path: Path) -> None:

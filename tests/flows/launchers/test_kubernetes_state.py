@@ -101,6 +101,7 @@ def test_a_node_that_no_longer_answers_is_given_up_after_a_while() -> None:
         ("err_image_pull", "ErrImagePull: failed to pull and unpack image .* not found", False),
         ("image_pull_back_off", "ImagePullBackOff: Back-off pulling image", False),
         ("invalid_image_name", "InvalidImageName: .*repository name must be lowercase", False),
+        ("create_container_error", "CreateContainerError: failed to reserve container name", False),
         ("secret_missing", 'CreateContainerConfigError: secret "tomograph-credentials" not found', False),
     ],
 )
