@@ -71,11 +71,11 @@ class Execution(BaseModel):
             BadInput: the machine it needs can't be reached.
         """
         if self.launcher == "docker":
-            from flows.launchers.docker import DockerLauncher
+            from flows.launchers.docker.launcher import DockerLauncher
 
             return DockerLauncher(self.container, self.docker)
         if self.launcher == "kubernetes":
-            from flows.launchers.kubernetes import KubernetesLauncher
+            from flows.launchers.kubernetes.launcher import KubernetesLauncher
 
             return KubernetesLauncher(self.container, self.kubernetes, self.timeout_minutes)
         from flows.launchers.process import ProcessLauncher

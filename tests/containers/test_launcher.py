@@ -15,7 +15,7 @@ import pytest
 
 from flows.holders import domain, holder
 from flows.launchers.base import Exit, Labels, ShardBroken, ShardError, ShardLost, ShardRejected, ShardRun
-from flows.launchers.docker import DockerLauncher, ShardContainer
+from flows.launchers.docker.launcher import DockerLauncher, ShardContainer
 from flows.launchers.settings import DockerSettings
 from flows.slots import Lease, Slot, SlotPool
 from tasks.artifacts.catalog import finished, store_spec

@@ -19,7 +19,7 @@ import pytest
 from flows.execution import Execution
 from flows.fanout import StageFailed
 from flows.holders import domain
-from flows.launchers.docker import DockerLauncher
+from flows.launchers.docker.launcher import DockerLauncher
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tests.containers.engine import REPOSITORY, labelled, toy_execution

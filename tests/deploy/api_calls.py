@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from kubernetes import client
 
-from flows.launchers.kubernetes_cluster import Cluster
+from flows.launchers.kubernetes.cluster import Cluster
 
 Right = tuple[str, str, str]
 """API group, resource and verb."""

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from flows.launchers.kubernetes_job import job_body
+from flows.launchers.kubernetes.job import job_body
 from flows.launchers.settings import ContainerSettings, KubernetesSettings
 from tests.deploy.api_calls import calls_of_the_launcher
 from tests.deploy.manifests import (
@@ -33,7 +33,7 @@ from tests.deploy.manifests import (
 )
 from tests.deploy.network_policies import lets_through, selects
 from tests.deploy.pod_security import violations
-from tests.flows.launchers.test_kubernetes_job import IMAGE, ON_THE_CPU, lease
+from tests.flows.launchers.kubernetes.test_job import IMAGE, ON_THE_CPU, lease
 from tests.requirements import need
 
 NAMESPACE = "tomograph"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from flows.launchers.base import ShardBroken, ShardError, ShardLost, ShardRejected
-from flows.launchers.kubernetes_state import Ended, Running, Waiting, state_of
-from tests.flows.launchers.kubernetes_api import recording
+from flows.launchers.kubernetes.state import Ended, Running, Waiting, state_of
+from tests.flows.launchers.kubernetes.api import recording
 
 
 def pod(status: str, **metadata: Any) -> dict[str, Any]:

@@ -17,16 +17,18 @@ from typing import Any
 import pytest
 
 from flows.holders import domain, holder
-from flows.launchers import kubernetes_cluster, kubernetes_follow, kubernetes_state
 from flows.launchers.base import Exit, Labels, ShardBroken, ShardError, ShardLost, ShardRejected, ShardRun
-from flows.launchers.kubernetes import KubernetesLauncher, ShardJob
-from flows.launchers.kubernetes_job import FLOW_POD, FLOW_POD_NAMESPACE, FLOW_POD_UID, MANAGED_BY
+from flows.launchers.kubernetes import cluster as kubernetes_cluster
+from flows.launchers.kubernetes import follow as kubernetes_follow
+from flows.launchers.kubernetes import state as kubernetes_state
+from flows.launchers.kubernetes.job import FLOW_POD, FLOW_POD_NAMESPACE, FLOW_POD_UID, MANAGED_BY
+from flows.launchers.kubernetes.launcher import KubernetesLauncher, ShardJob
 from flows.launchers.settings import ContainerSettings, KubernetesSettings
 from tasks.artifacts.catalog import store_spec
 from tasks.artifacts.manifest import read_manifest
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput, TransientError
-from tests.flows.launchers.kubernetes_api import (
+from tests.flows.launchers.kubernetes.api import (
     NAMESPACE,
     TOKEN,
     KubernetesApi,
@@ -720,7 +722,7 @@ def test_flows_in_a_namespace_that_is_not_ours_are_left_alone(cluster: Callable[
 
 
 def test_the_client_is_loaded_for_those_who_need_it() -> None:
-    program = "import sys, flows.launchers.kubernetes as k; print(*{'kubernetes', 'torch'} & set(sys.modules))"
+    program = "import sys, flows.launchers.kubernetes.launcher as k; print(*{'kubernetes', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -36,7 +36,7 @@ from flows.launchers.base import (
     ShardRejected,
     ShardRun,
 )
-from flows.launchers.docker_container import Image, container_body
+from flows.launchers.docker.container import Image, container_body
 from flows.launchers.events import LineReader, event_of
 from flows.launchers.images import image_of, variable
 from flows.launchers.settings import ContainerSettings, DockerSettings

@@ -14,9 +14,9 @@ from typing import Any
 
 from flows.launchers.base import Exit, Labels, Launcher, ShardRun
 from flows.launchers.images import image_of
-from flows.launchers.kubernetes_cluster import Cluster
-from flows.launchers.kubernetes_follow import Follower
-from flows.launchers.kubernetes_job import (
+from flows.launchers.kubernetes.cluster import Cluster
+from flows.launchers.kubernetes.follow import Follower
+from flows.launchers.kubernetes.job import (
     FLOW_POD,
     FLOW_POD_NAMESPACE,
     FLOW_POD_UID,
@@ -28,9 +28,9 @@ from flows.launchers.kubernetes_job import (
     job_name,
     selector,
 )
-from flows.launchers.kubernetes_state import Object, is_finished
-from flows.launchers.kubernetes_threads import from_thread, in_thread
-from flows.launchers.places import Line, places
+from flows.launchers.kubernetes.places import Line, places
+from flows.launchers.kubernetes.state import Object, is_finished
+from flows.launchers.kubernetes.threads import from_thread, in_thread
 from flows.launchers.settings import ContainerSettings, KubernetesSettings
 from flows.slots import CORES_PER_CPU_SLOT, Lease, SlotPool
 from tasks.errors import BadInput

@@ -13,7 +13,7 @@ from flows.execution import Execution
 from flows.fanout import StageFailed
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
-from tests.flows.launchers.kubernetes_api import KubernetesApi
+from tests.flows.launchers.kubernetes.api import KubernetesApi
 from tests.flows.toy_flow import SQUARES, toy
 from tests.toy_tasks import SquaresParams
 

@@ -11,7 +11,7 @@ import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.launchers.kubernetes_log import Log
+from flows.launchers.kubernetes.log import Log
 
 START = 1_770_802_204
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.launchers.places import Line, places
+from flows.launchers.kubernetes.places import Line, places
 
 
 def test_places_are_taken_and_freed(runtime_folder: Path) -> None:

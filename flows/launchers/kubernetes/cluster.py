@@ -16,7 +16,7 @@ from typing import Any
 import tenacity
 import urllib3
 
-from flows.launchers.kubernetes_state import Object
+from flows.launchers.kubernetes.state import Object
 from tasks.errors import BadInput, TransientError
 
 Query = Sequence[tuple[str, str]]

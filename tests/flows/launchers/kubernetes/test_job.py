@@ -10,12 +10,12 @@ import kubernetes_validate
 import pytest
 
 from flows.launchers.base import Labels, ShardRun
-from flows.launchers.kubernetes_job import FlowPod, job_body, job_name
-from flows.launchers.places import Line, places
+from flows.launchers.kubernetes.job import FlowPod, job_body, job_name
+from flows.launchers.kubernetes.places import Line, places
 from flows.launchers.settings import ContainerSettings, KubernetesSettings
 from flows.slots import Lease
 from tasks.errors import BadInput
-from tests.flows.launchers.kubernetes_api import RECORDINGS
+from tests.flows.launchers.kubernetes.api import RECORDINGS
 
 IMAGE = "registry.example/tomograph-torch:0.1.0-cuda@sha256:" + "5" * 64
 VERSIONS = ("1.30", "1.34", "1.37")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from flows.launchers import docker_container
 from flows.launchers.base import Labels, ShardRun
-from flows.launchers.docker_container import Image, container_body
+from flows.launchers.docker import container as docker_container
+from flows.launchers.docker.container import Image, container_body
 from flows.launchers.settings import ContainerSettings, DockerSettings
 from flows.slots import Lease, Slot, SlotPool
 from tasks.errors import BadInput

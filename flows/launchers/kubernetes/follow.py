@@ -12,10 +12,10 @@ from typing import Any
 
 from flows.launchers.base import STDERR_LINES_KEPT, Exit
 from flows.launchers.events import event_of
-from flows.launchers.kubernetes_cluster import CLIENT_FAULTS, ApiFault, Cluster
-from flows.launchers.kubernetes_job import CONTAINER
-from flows.launchers.kubernetes_log import Log
-from flows.launchers.kubernetes_state import (
+from flows.launchers.kubernetes.cluster import CLIENT_FAULTS, ApiFault, Cluster
+from flows.launchers.kubernetes.job import CONTAINER
+from flows.launchers.kubernetes.log import Log
+from flows.launchers.kubernetes.state import (
     CREATION_PATIENCE,
     NO_CODE,
     Ended,

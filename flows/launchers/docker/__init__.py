@@ -1,0 +1,1 @@
+"""Shards as containers of Docker's engine, or podman's."""

@@ -1,0 +1,1 @@
+"""Shards as Jobs of a Kubernetes cluster."""
