@@ -47,6 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     deploying = commands.add_parser("deploy", help="make or update work pools, variables and deployments on a server")
     deploying.add_argument("--pool", action="append", default=[], help="only this work pool; may be given again")
+    deploying.add_argument(
+        "--name", action="append", default=[], help="only deployments of this name; may be given again"
+    )
     deploying.add_argument("--image", help="image of the flows in a cluster (default: TOMOGRAPH_FLOWS_IMAGE)")
     deploying.add_argument("--store", metavar="URL", help="where deployments keep results")
     deploying.add_argument(
@@ -102,7 +105,13 @@ def _deploy(console: Console, options: argparse.Namespace) -> int:
 
     from flows.deploy import deploy
 
-    chosen = {"image": options.image, "store": options.store, "secrets": options.secret, "prune": options.prune}
+    chosen = {
+        "image": options.image,
+        "store": options.store,
+        "secrets": options.secret,
+        "names": options.name,
+        "prune": options.prune,
+    }
     asyncio.run(deploy(console, options.pool, **chosen))
     return 0
 

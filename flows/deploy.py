@@ -37,6 +37,7 @@ async def deploy(
     image: str | None = None,
     store: str | None = None,
     secrets: Sequence[str] = (),
+    names: Sequence[str] = (),
     prune: bool = False,
 ) -> None:
     """Bring the server up to date and say what was done.
@@ -47,6 +48,7 @@ async def deploy(
         image: Image of the flows in a cluster. None is TOMOGRAPH_FLOWS_IMAGE, else what `make images` builds.
         store: Where deployments keep results. None leaves what the server has, at first a folder of the checkout.
         secrets: Environment variables that flows of the process pool get. The server keeps their values, encrypted.
+        names: Only deployments of these names; none means all. Others on the server are left alone then.
         prune: Delete deployments of these pools that prefect.yaml doesn't have.
 
     Raises:
@@ -59,6 +61,8 @@ async def deploy(
         image=_checked_image(image or os.environ.get(variable("flows")) or f"tomograph-flows:{version()}"),
         store=None if store is None else _checked_store(store),
         secrets=pools.secret_values(secrets, chosen),
+        deployments=deployments.chosen(chosen, names),
+        all_of_them=not names,
         prune=prune,
     )
     os.environ["PWD"] = str(REPOSITORY)  # where prefect.yaml says that the code is
@@ -79,6 +83,8 @@ class _Wanted:
     image: str
     store: str | None
     secrets: dict[str, str]
+    deployments: list[dict[str, Any]]
+    all_of_them: bool
     prune: bool
 
 
@@ -93,11 +99,12 @@ async def _deploy(console: Console, client: PrefectClient, wanted: _Wanted) -> N
     for name, pool in wanted.pools.items():
         say("work pool", name, await pools.apply(client, name, pool, wanted.image))
     known = []
-    for one in await deployments.wanted(client, wanted.pools):
+    for one in await deployments.wanted(client, wanted.deployments):
         deployment_id, done = await deployments.apply(client, one)
         known.append(deployment_id)
         say("deployment", one.full_name, done)
-    for name, deployment_id in (await deployments.stale(client, wanted.pools, known)).items():
+    stale = await deployments.stale(client, wanted.pools, known) if wanted.all_of_them else {}
+    for name, deployment_id in stale.items():
         if wanted.prune:
             await client.delete_deployment(deployment_id)
         say("deployment", name, "deleted" if wanted.prune else "stale: not in prefect.yaml; --prune deletes it")

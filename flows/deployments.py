@@ -59,24 +59,37 @@ def flow_of(entrypoint: str) -> Flow[..., Any]:
     return getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
 
 
-async def wanted(client: PrefectClient, pools: Collection[str]) -> list[Deployment]:
-    """The deployments of prefect.yaml for these work pools, templates filled in.
+def chosen(pools: Collection[str], names: Collection[str] = ()) -> list[dict[str, Any]]:
+    """What prefect.yaml says of the deployments on these work pools, of these names ("gpu-host") or (none) of all.
+
+    Raises:
+        BadInput: there is none of a name.
+    """
+    project = content()
+    found = [{"pull": project["pull"], **one} for one in project["deployments"] if one["work_pool"]["name"] in pools]
+    there = {one["name"] for one in found}
+    if unknown := sorted(set(names) - there):
+        problem = f"no deployment on {', '.join(sorted(pools))} has this name"
+        raise BadInput("--name", unknown[0], problem, f"choose from {', '.join(sorted(there))}")
+    return [one for one in found if one["name"] in names or not names]
+
+
+async def wanted(client: PrefectClient, given: list[dict[str, Any]]) -> list[Deployment]:
+    """These deployments of prefect.yaml, templates filled in.
 
     Raises:
         BadInput: a template names a variable that is not set. Prefect itself would put nothing in its place.
     """
-    project = content()
-    chosen = [{"pull": project["pull"], **one} for one in project["deployments"] if one["work_pool"]["name"] in pools]
-    await _require_variables(client, chosen)
-    chosen = apply_values(await resolve_variables(chosen, client=client), {}, remove_notset=False)
-    if missing := find_placeholders(chosen):
+    await _require_variables(client, given)
+    filled = apply_values(await resolve_variables(given, client=client), {}, remove_notset=False)
+    if missing := find_placeholders(filled):
         names = sorted(one.name.removeprefix("$") for one in missing)
         raise BadInput("prefect.yaml", names, "these environment variables are not set", "set them")
-    return [_deployment(one) for one in chosen]
+    return [_deployment(one) for one in filled]
 
 
-async def _require_variables(client: PrefectClient, chosen: list[dict[str, Any]]) -> None:
-    for one in find_placeholders(chosen):
+async def _require_variables(client: PrefectClient, given: list[dict[str, Any]]) -> None:
+    for one in find_placeholders(given):
         name = one.name.rpartition(".")[2]
         if one.type is PlaceholderType.VARIABLE and await client.read_variable_by_name(name) is None:
             raise BadInput("prefect.yaml", name, "Prefect has no such variable", f"prefect variable set {name} VALUE")

@@ -282,6 +282,18 @@ def test_stale_deployments_are_reported_and_deleted_when_asked(server: str, proj
     assert asked(lambda client: client.read_deployment_by_name("somebody-elses/untagged"))
 
 
+def test_only_deployments_of_some_names(server: str) -> None:
+    done = deployed(PROCESS, names=["gpu-host"])
+    assert {name for name in done if "/" in name} == {"patching/gpu-host", "outliers/gpu-host"}
+    deployed()
+    assert not any(one.startswith("stale") for one in deployed(PROCESS, names=["gpu-host"], prune=True).values())
+    with pytest.raises(
+        BadInput, match=r"--name.*no deployment on tomograph-process has this name.*gpu-host"
+    ) as refused:
+        deployed(PROCESS, names=["cluster"])
+    assert refused.value.value == "cluster"
+
+
 def test_the_store_is_kept_until_another_is_given(server: str) -> None:
     def stores() -> set[str]:
         found = asked(lambda client: client.read_deployments())

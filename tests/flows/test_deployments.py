@@ -250,7 +250,7 @@ def test_a_run_has_the_deployments_parameters_and_its_own(
     assert run.work_pool_name == pool
     assert run.parameters == {
         "store": "s3://bucket/studies",
-        "execution": {"launcher": launcher},
+        "execution": DEPLOYMENTS[name]["parameters"]["execution"],
         "seed": 3,
         "trials": {"trials_per_cell": 7},
     }
