@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.containers.engine import TORCH_IMAGE, need_image
+from tasks.artifacts.shard import Shard
+from tasks.artifacts.store import Store
+from tests.containers.engine import TORCH_IMAGE, VLLM_IMAGE, need_image
 from tests.flows.killing import finish, results
 from tests.s3_server import S3Server
 
@@ -49,5 +51,30 @@ def test_the_study_leaves_the_same_bytes_in_containers_and_subprocesses(
     assert [name for name in process if process[name] != docker[name]] == []
 
     image = f"{TORCH_IMAGE}@{client.images.get(TORCH_IMAGE).id}"
-    ran = [json.loads(path.read_text())["run"] for path in (tmp_path / "docker").rglob("manifest.json")]
-    assert {run["image"] for run in ran} == {image}
+    assert set(images(tmp_path / "docker").values()) == {image}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shards_of_the_vllm_engine_run_in_its_image(prefect_server: str, tmp_path: Path) -> None:
+    need_image(TORCH_IMAGE)
+    need_image(VLLM_IMAGE)
+    study = STUDY | {
+        "selection": {"max_survivors": 1, "min_effect": 0.0},
+        "trials": STUDY["trials"] | {"engine": "vllm", "trials_per_cell": 2, "baseline_trials": 2},
+        "execution": STUDY["execution"] | IN_CONTAINERS,
+    }
+    file = tmp_path / "vllm.yaml"
+    file.write_text(yaml.safe_dump(study))
+    finish("patching", file, tmp_path / "store")
+    for shard, image in images(tmp_path / "store").items():
+        assert image.startswith(VLLM_IMAGE if shard.startswith("patching.trials/") else TORCH_IMAGE), shard
+    trials = (tmp_path / "store" / "shards" / "patching.trials").iterdir()
+    shards = [Shard(Store(tmp_path / "store"), f"shards/patching.trials/{folder.name}") for folder in trials]
+    assert sum(shard.table("trials").num_rows for shard in shards) > 2
+
+
+def images(store: Path) -> dict[str, str]:
+    """The image that each finished shard ran in, by "task/hash"."""
+    manifests = store.glob("shards/*/*/manifest.json")
+    return {f"{path.parts[-3]}/{path.parts[-2]}": json.loads(path.read_text())["run"]["image"] for path in manifests}

@@ -55,6 +55,8 @@ class KubernetesLauncher(Launcher[ShardJob]):
     TOMOGRAPH_POD_NAMESPACE), so that the cluster removes them with it.
     """
 
+    leases_this_host = False
+
     def __init__(
         self, container: ContainerSettings, settings: KubernetesSettings, timeout_minutes: float | None = None
     ) -> None:
