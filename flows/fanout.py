@@ -129,7 +129,7 @@ class FanOut:
             slots,
             each,
             self._execution.batch_size,
-            self._execution.timeout_minutes,
+            None if self._launcher.keeps_time else self._execution.timeout_minutes,
         )
         self._running.append(stage)
         try:

@@ -56,6 +56,7 @@ class KubernetesLauncher(Launcher[ShardJob]):
     """
 
     leases_this_host = False
+    keeps_time = True
 
     def __init__(
         self, container: ContainerSettings, settings: KubernetesSettings, timeout_minutes: float | None = None
