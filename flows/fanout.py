@@ -27,6 +27,7 @@ from flows.gpus import slot_rows
 from flows.launchers.base import ShardError, ShardLost
 from flows.progress import RunProgress, StageProgress, published, watched
 from flows.shard_task import Shard, Stage, Turn, run_shard
+from flows.termination import ended_by_sigterm
 from tasks import registry
 from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest
@@ -63,6 +64,7 @@ class FanOut:
 
     async def __aenter__(self) -> FanOut:
         self._log = get_run_logger()
+        self._open.enter_context(ended_by_sigterm())
         if swept := await self._launcher.sweep():
             self._log.warning("stopped what a dead run had left behind: %s", ", ".join(swept))
         self._open.push_async_callback(self._launcher.sweep, this_flow_run.get_id())

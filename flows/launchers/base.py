@@ -177,7 +177,7 @@ class Launcher(abc.ABC, Generic[HandleT]):
     leases_this_host: ClassVar[bool] = True
     """Whether its slots are GPUs or cores of this host, leased by kernel locks."""
     keeps_time: ClassVar[bool] = False
-    """Whether it stops a shard by itself when its time is up. Time in a queue that the flow can't see must not count."""
+    """Whether it stops a shard by itself when its time is up, so that time in a cluster's queue does not count."""
 
     @abc.abstractmethod
     def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
