@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.table import Table
@@ -12,7 +12,7 @@ from flows.devices import installed_gpus
 from flows.locks import runtime_folder
 from flows.slots import GPU_PREFIX, Occupant, occupant_of, slot_file
 
-COLUMNS = ("slot", "device", "memory", "state", "flow", "shard", "for")
+COLUMNS = ("slot", "device", "memory", "state", "flow", "shard", "since")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class SlotRow:
     memory: str
     occupant: Occupant | None
 
-    def cells(self, now: float) -> dict[str, str]:
-        """The row of a table; ``now`` is in seconds since the epoch."""
+    def cells(self) -> dict[str, str]:
+        """The row of a table."""
         held = self.occupant
         return {
             "slot": self.slot,
@@ -34,7 +34,7 @@ class SlotRow:
             "state": "in use" if held else "free",
             "flow": held.flow if held else "",
             "shard": held.shard if held else "",
-            "for": _duration(now - held.since) if held and held.since else "",
+            "since": f"{datetime.fromtimestamp(held.since, UTC):%Y-%m-%d %H:%M:%S} UTC" if held and held.since else "",
         }
 
 
@@ -58,8 +58,7 @@ def slot_rows(folder: Path | None = None) -> list[SlotRow]:
 
 def slot_table(rows: list[SlotRow]) -> list[dict[str, str]]:
     """Rows for a table artifact."""
-    now = time.time()
-    return [row.cells(now) for row in rows]
+    return [row.cells() for row in rows]
 
 
 def terminal_table(rows: list[SlotRow]) -> Table:
@@ -67,11 +66,3 @@ def terminal_table(rows: list[SlotRow]) -> Table:
     for row in slot_table(rows):
         table.add_row(*(row[name] for name in COLUMNS), style=None if row["flow"] or row["shard"] else "dim")
     return table
-
-
-def _duration(seconds: float) -> str:
-    """ "3 h 12 min", "4 min", "9 s" """
-    whole = max(0, int(seconds))
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min" if whole >= 60 else f"{whole} s"

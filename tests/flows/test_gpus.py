@@ -24,7 +24,7 @@ def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_free_and_leased_gpus_are_told_apart() -> None:
-    occupant = Occupant(flow="cunning-otter", shard="trials 3/40 1a2b3c4d", since=time.time() - 3.5 * 3600)
+    occupant = Occupant(flow="cunning-otter", shard="trials 3/40 1a2b3c4d", since=1_800_000_000.4)
     with asyncio.run(SlotPool(gpu_slots()).lease(1, occupant)):
         first, second = slot_table(slot_rows())
         assert first == {
@@ -34,7 +34,7 @@ def test_free_and_leased_gpus_are_told_apart() -> None:
             "state": "in use",
             "flow": "cunning-otter",
             "shard": "trials 3/40 1a2b3c4d",
-            "for": "3 h 30 min",
+            "since": "2027-01-15 08:00:00 UTC",
         }
         assert (second["slot"], second["state"], second["flow"]) == ("GPU 1", "free", "")
     assert [row["state"] for row in slot_table(slot_rows())] == ["free", "free"]
@@ -51,7 +51,7 @@ def test_looking_takes_nothing() -> None:
 def test_places_on_the_cpu_are_shown_while_they_are_in_use() -> None:
     with asyncio.run(SlotPool(cpu_slots(2)).lease(1, Occupant("otter", "squares 1/2", time.time() - 75))):
         row = slot_table(slot_rows())[-1]
-        assert (row["slot"], row["state"], row["for"]) == ("cpu-0", "in use", "1 min")
+        assert (row["slot"], row["state"], row["flow"]) == ("cpu-0", "in use", "otter")
     assert len(slot_rows()) == 2
 
 
@@ -65,7 +65,7 @@ def test_the_terminal_shows_it() -> None:
     with asyncio.run(SlotPool(gpu_slots()).lease(1, Occupant("otter", "trials 1/9", time.time()))):
         console.print(terminal_table(slot_rows()))
     lines = console.export_text().splitlines()
-    assert lines[0].split() == ["slot", "device", "memory", "state", "flow", "shard", "for"]
+    assert lines[0].split() == ["slot", "device", "memory", "state", "flow", "shard", "since"]
     assert "in use  otter  trials 1/9" in lines[1]
 
 
