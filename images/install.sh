@@ -11,9 +11,12 @@ export UV_CACHE_DIR="$here/cache"
 if grep -q '^torch==.*+cpu' "$1" && ! ls "$here"/wheels/torch-*+cpu-*.whl >/dev/null 2>&1; then
     INDEX_URL=$TORCH_INDEX_URL
 fi
+# A build for a CPU would do for a lock that names none.
+wheels="--find-links $here/wheels"
+! grep '^torch==' "$1" | grep -qv '+cpu' || wheels=
 "$here/bin/uv" pip install --quiet --no-config --python /opt/venv/bin/python --link-mode copy \
     --no-deps --require-hashes --only-binary :all: \
-    --default-index "$INDEX_URL" --find-links "$here/wheels" --requirements "$1"
+    --default-index "$INDEX_URL" $wheels --requirements "$1"
 
 # Nobody runs the tests of libraries here.
 cd /opt/venv/lib/python3.11/site-packages
