@@ -6,6 +6,7 @@ here=$(dirname "$0")
 [ ! -f "$here/ca.crt" ] || export SSL_CERT_FILE="$here/ca.crt"
 [ ! -f "$here/netrc" ] || export NETRC="$here/netrc"
 export UV_CACHE_DIR="$here/cache"
+INDEX_URL=${INDEX_URL:-}
 
 # PyTorch's own index alone has the builds for a CPU.
 if grep -q '^torch==.*+cpu' "$1" && ! ls "$here"/wheels/torch-*+cpu-*.whl >/dev/null 2>&1; then
@@ -16,7 +17,7 @@ wheels="--find-links $here/wheels"
 ! grep '^torch==' "$1" | grep -qv '+cpu' || wheels=
 "$here/bin/uv" pip install --quiet --no-config --python /opt/venv/bin/python --link-mode copy \
     --no-deps --require-hashes --only-binary :all: \
-    --default-index "$INDEX_URL" $wheels --requirements "$1"
+    ${INDEX_URL:+--default-index "$INDEX_URL"} $wheels --requirements "$1"
 
 # Nobody runs the tests of libraries here.
 cd /opt/venv/lib/python3.11/site-packages
