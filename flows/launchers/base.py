@@ -20,6 +20,8 @@ from tasks.spec import TORCH
 
 EXIT_BAD_INPUT = 2
 EXIT_TRANSIENT = os.EX_TEMPFAIL
+SIGNALLED = 128
+LAST_SIGNAL = 64
 STDERR_LINES_SHOWN = 20
 STDERR_LINES_KEPT = 50
 
@@ -219,6 +221,16 @@ class Launcher(abc.ABC, Generic[HandleT]):
 
         Returns the names of the shards that were stopped.
         """
+
+
+def code_of_container(status: int) -> int:
+    """A container's exit status as ``Exit.code``: one above 128 stands for a signal, as a shell counts."""
+    return SIGNALLED - status if SIGNALLED < status <= SIGNALLED + LAST_SIGNAL else status
+
+
+def passed_memory_limit(limit: str) -> str:
+    """``Exit.lost`` of a container that was killed for its memory."""
+    return f"passed its memory limit of {limit}; raise execution.container.memory"
 
 
 def _signal_name(number: int) -> str:

@@ -35,6 +35,8 @@ from flows.launchers.base import (
     ShardLost,
     ShardRejected,
     ShardRun,
+    code_of_container,
+    passed_memory_limit,
 )
 from flows.launchers.docker.container import Image, container_body
 from flows.launchers.events import LineReader, event_of
@@ -48,8 +50,6 @@ T = TypeVar("T")
 STOP_GRACE_SECONDS = 5
 ENGINE_SECONDS = 60
 THREADS = 32
-SIGNALLED = 128
-LAST_SIGNAL = 64
 ENGINE_LOST = (requests.RequestException, HTTPError, OSError)
 DOMAIN_LABEL = f"{Labels.NAMESPACE}domain"
 
@@ -129,19 +129,16 @@ class DockerLauncher(Launcher[ShardContainer]):
 
     def _start(self, run: ShardRun, lease: Lease, loop: asyncio.AbstractEventLoop) -> ShardContainer:
         image = self._image(image_of(run.environment, run.device, self._container.images), run.environment)
+        created = None
         try:
             self._clear(lease)
             body = container_body(run, lease, image, self._container, self._settings, cdi=self._cdi)
             created = self._engine.api.create_container_from_config(body, name=_name(run))["Id"]
-        except APIError as error:
-            raise _refusal(error) from error
-        except ENGINE_LOST as error:
-            raise ShardLost(f"could not be started: the container engine can't be reached: {error}") from error
-        try:
             return self._started(created, loop)
         except BaseException as error:
-            with contextlib.suppress(*ENGINE_LOST, APIError):
-                self._remove(created, polite=False)
+            if created is not None:
+                with contextlib.suppress(*ENGINE_LOST):
+                    self._remove(created, polite=False)
             if isinstance(error, APIError):
                 raise _refusal(error) from error
             if isinstance(error, ENGINE_LOST):
@@ -264,13 +261,11 @@ def _read(handle: ShardContainer, loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _exit(state: dict[str, Any], handle: ShardContainer) -> Exit:
-    code = int(state["ExitCode"])
-    if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL:
-        code = SIGNALLED - code
+    code = code_of_container(int(state["ExitCode"]))
     end = partial(Exit, code, handle.failure, tuple(handle.stderr))
     if state.get("OOMKilled") and code not in (0, EXIT_BAD_INPUT, EXIT_TRANSIENT):
         if handle.memory:
-            return end(lost=f"passed its memory limit of {handle.memory}; raise execution.container.memory")
+            return end(lost=passed_memory_limit(handle.memory))
         return end(lost="was killed because the machine ran out of memory; use fewer execution.slots")
     return end()
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.launchers.base import EXIT_BAD_INPUT, Exit
+from flows.launchers.base import EXIT_BAD_INPUT, Exit, code_of_container, passed_memory_limit
 
 Object = Mapping[str, Any]
 """A resource of the API as it came, parsed from JSON."""
 
-SIGNALLED = 128
-LAST_SIGNAL = 64
 NO_CODE = 1
 """For a shard whose own exit code nobody knows; what the launcher knows goes before it."""
 IMAGE_PATIENCE = 180.0
@@ -160,16 +158,14 @@ def _exit(pod: Object, terminated: Object) -> Exit:
         return Exit(code, lost=_out_of_memory(pod))
     if reason == "ContainerStatusUnknown":
         return Exit(code, lost=_disruption(pod) or _LOST_WITH_NODE)
-    if SIGNALLED < code <= SIGNALLED + LAST_SIGNAL:
-        code = SIGNALLED - code
-    return Exit(code, lost=_disruption(pod))
+    return Exit(code_of_container(code), lost=_disruption(pod))
 
 
 def _out_of_memory(pod: Object) -> str:
     container = pod["spec"]["containers"][0]
     limit = ((container.get("resources") or {}).get("limits") or {}).get("memory")
     if limit:
-        return f"passed its memory limit of {limit}; raise execution.container.memory"
+        return passed_memory_limit(limit)
     return (
         "was killed because its node ran out of memory; "
         "give execution.container.memory, so that it gets a node that has as much"
