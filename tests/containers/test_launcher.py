@@ -6,7 +6,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,51 @@ def test_passing_the_memory_limit_has_a_message_of_its_own(tmp_path: Path) -> No
     _, end = finish(run_of(tmp_path, EAT.spec(EatParams(mebibytes=2000))), launcher(memory="300MiB"))
     error = end.error()
     assert isinstance(error, ShardLost)
-    assert str(error).startswith("passed its memory limit of 300MiB; raise execution.container.memory")
+    assert "passed its memory limit of 300MiB; raise execution.container.memory" in str(error)
     _, end = finish(run_of(tmp_path, EAT.spec(EatParams(mebibytes=20))), launcher(memory="300MiB"))
     assert end.error() is None
+
+
+class EngineWithEvents:
+    """An engine that sets no flag and has these events of a container that was killed."""
+
+    def __init__(self, actions: list[str]) -> None:
+        self.api = self
+        self.actions = actions
+
+    def wait(self, *_: object, **__: object) -> None:
+        return None
+
+    def inspect_container(self, _: str) -> dict[str, Any]:
+        times = {"StartedAt": "2026-01-02T03:04:05.123456789Z", "FinishedAt": "2026-01-02T03:04:09.123456789Z"}
+        return {"State": {"ExitCode": 137, "OOMKilled": False, **times}}
+
+    def events(self, since: str, until: str, filters: dict[str, Any], decode: bool) -> Iterator[dict[str, Any]]:
+        assert (since, until, decode) == ("1767323045.123456", "1767323051.123456", True)
+        return iter([{"Action": action} for action in self.actions if action in filters["event"]])
+
+
+@pytest.mark.parametrize(
+    ("actions", "memory", "says"),
+    [
+        (["start", "oom", "die"], "300MiB", "passed its memory limit of 300MiB; raise execution.container.memory"),
+        (["start", "oom", "die"], None, "was killed because the machine ran out of memory; use fewer execution.slots"),
+        (
+            ["start", "die"],
+            "300MiB",
+            "was killed by SIGKILL, and nobody asked for that: most likely it passed its memory limit of 300MiB; "
+            "raise execution.container.memory",
+        ),
+        (["start", "kill", "die"], "300MiB", "was killed by SIGKILL"),
+    ],
+)
+def test_late_news_of_a_lack_of_memory_are_heard(
+    monkeypatch: pytest.MonkeyPatch, actions: list[str], memory: str | None, says: str
+) -> None:
+    using = launcher()
+    monkeypatch.setattr(using, "_connected", EngineWithEvents(actions))
+    handle = ShardContainer("c", memory, connection=None, output=asyncio.Queue(), stderr=deque())
+    assert str(asyncio.run(using.wait(handle)).error()) == says
 
 
 def test_a_killed_container_is_lost_and_goes_on_from_its_last_chunk(
@@ -137,6 +180,7 @@ def test_a_killed_container_is_lost_and_goes_on_from_its_last_chunk(
     error = while_running(run_of(tmp_path, params), kill).error()
     assert isinstance(error, ShardLost)
     assert str(error).startswith("was killed by SIGKILL")
+    assert "memory" not in str(error)
     chunks = len(list(tmp_path.glob("shards/*/*/chunks/*.json")))
     assert 1 <= chunks < 8
     events, end = finish(run_of(tmp_path, params))

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-# Prefect's way of taking the signal, and a loop that is nearly always inside a callback when it comes.
+# Prefect's way of taking the signal, and a loop that is inside a callback whenever it comes.
 PROGRAM = """
-import asyncio, os, signal, sys, threading, time
+import asyncio, os, signal, sys, threading
 from contextlib import nullcontext
 from prefect.exceptions import TerminationSignal
 from flows.termination import ended_by_sigterm
@@ -20,39 +20,33 @@ def raising(*_):
 signal.signal(signal.SIGTERM, raising)
 ended = []
 
-def busy(loop):
-    time.sleep(0.01)
-    loop.call_soon(busy, loop)
+def terminated(loop):
+    loop.call_later(0.02, terminated, loop)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 async def shard():
     try:
         await asyncio.sleep(600)
     finally:
-        await asyncio.sleep(0.05)  # stopping takes time, during which a second signal comes
+        await asyncio.sleep(0.1)  # stopping takes time, during which more signals come
         ended.append("shard")
 
 async def flow():
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda *_: None)
-    loop.call_soon(busy, loop)
+    loop.call_soon(terminated, loop)
     with ended_by_sigterm() if sys.argv[1] == "ours" else nullcontext():
         async with asyncio.TaskGroup() as group:
             for _ in range(3):
                 group.create_task(shard())
 
-def terminate():
-    for _ in range(2):
-        time.sleep(0.2)
-        os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(3)
-    os._exit(9)
-
-threading.Thread(target=terminate, daemon=True).start()
+threading.Timer(5, os._exit, [9]).start()
 try:
     asyncio.run(flow())
 except TerminationSignal:
     assert signal.getsignal(signal.SIGTERM) is raising, "the handler is put back"
-    print("ended", len(ended))
+    print("ended", len(ended), flush=True)
+os._exit(0)
 """
 
 

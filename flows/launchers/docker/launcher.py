@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import threading
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -49,8 +51,10 @@ T = TypeVar("T")
 
 STOP_GRACE_SECONDS = 5
 ENGINE_SECONDS = 60
+LATE_NEWS_SECONDS = 2
 THREADS = 32
 ENGINE_LOST = (requests.RequestException, HTTPError, OSError)
+MACHINE_RAN_OUT = "was killed because the machine ran out of memory; use fewer execution.slots"
 DOMAIN_LABEL = f"{Labels.NAMESPACE}domain"
 
 
@@ -106,13 +110,13 @@ class DockerLauncher(Launcher[ShardContainer]):
 
     async def wait(self, handle: ShardContainer) -> Exit:
         try:
-            state = await self._call(partial(self._final_state, handle.identity))
+            end = await self._call(partial(self._end, handle))
         except NotFound:
             return Exit(1, lost="lost its container: it was removed while it ran")
         except ENGINE_LOST as error:
             return Exit(1, lost=f"was lost from sight: the container engine can't be reached: {error}")
         handle.ended = True
-        return _exit(state, handle)
+        return end
 
     async def stop(self, handle: ShardContainer) -> None:
         try:
@@ -172,6 +176,32 @@ class DockerLauncher(Launcher[ShardContainer]):
             except APIError as error:
                 if error.status_code != requests.codes.conflict:  # somebody else is removing it
                     raise
+
+    def _end(self, handle: ShardContainer) -> Exit:
+        state = self._final_state(handle.identity)
+        code = code_of_container(int(state["ExitCode"]))
+        had_its_say = code in (0, EXIT_BAD_INPUT, EXIT_TRANSIENT)
+        lost = "" if had_its_say else self._lack_of_memory(handle, state, code)
+        return Exit(code, handle.failure, tuple(handle.stderr), lost=lost)
+
+    def _lack_of_memory(self, handle: ShardContainer, state: dict[str, Any], code: int) -> str:
+        """``Exit.lost`` of a container that was killed because memory ran out, empty for any other.
+
+        The engine's flag is not enough: the news of the lack and that of the end reach it in no fixed order, and podman
+        sets none. Its log of events also holds what came late, and every kill that somebody asked for.
+        """
+        lack = passed_memory_limit(handle.memory) if handle.memory else MACHINE_RAN_OUT
+        if state.get("OOMKilled"):
+            return lack
+        if code != -signal.SIGKILL:
+            return ""
+        since, until = (datetime.fromisoformat(state[time]).timestamp() for time in ("StartedAt", "FinishedAt"))
+        filters = {"container": handle.identity, "event": ["oom", "kill"]}
+        events = self._engine.api.events(f"{since:.6f}", f"{until + LATE_NEWS_SECONDS:.6f}", filters, decode=True)
+        seen = {event["Action"] for event in events}
+        if "oom" in seen:
+            return lack
+        return "" if "kill" in seen else f"was killed by SIGKILL, and nobody asked for that: most likely it {lack}"
 
     def _final_state(self, identity: str) -> dict[str, Any]:
         """Its state once it has ended. One that goes on although its output is lost is stopped."""
@@ -258,16 +288,6 @@ def _read(handle: ShardContainer, loop: asyncio.AbstractEventLoop) -> None:
                     tell(stdout.feed(data))
         handle.stderr.extend(stderr.end())
         tell([*stdout.end(), None])
-
-
-def _exit(state: dict[str, Any], handle: ShardContainer) -> Exit:
-    code = code_of_container(int(state["ExitCode"]))
-    end = partial(Exit, code, handle.failure, tuple(handle.stderr))
-    if state.get("OOMKilled") and code not in (0, EXIT_BAD_INPUT, EXIT_TRANSIENT):
-        if handle.memory:
-            return end(lost=passed_memory_limit(handle.memory))
-        return end(lost="was killed because the machine ran out of memory; use fewer execution.slots")
-    return end()
 
 
 def _refusal(error: APIError) -> ShardRejected | ShardLost:
