@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -27,9 +28,11 @@ def _size(text: str) -> str:
     return text
 
 
-def _volume(text: str) -> str:
-    Volume.of(text)
-    return text
+def _volumes(texts: list[str]) -> list[str]:
+    paths = [Volume.of(text).path for text in texts]
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"there are several volumes at {', '.join(twice)}; give each a place of its own")
+    return texts
 
 
 class Volume(BaseModel):
@@ -50,7 +53,7 @@ class Volume(BaseModel):
         path, _, mode = rest.partition(":")
         if not source or not path.startswith("/") or mode not in ("", "ro", "rw"):
             raise ValueError(f"{text!r} is no volume; write SOURCE:/path/in/container, with :ro where it is only read")
-        return cls(source=source, path=path, read_only=mode == "ro")
+        return cls(source=source, path=str(PurePosixPath(path)), read_only=mode == "ro")
 
 
 Size = Annotated[str, AfterValidator(_size)]
@@ -71,7 +74,7 @@ class ContainerSettings(BaseModel):
     shared_memory: Size = Field(
         "2GiB", description="Size of /dev/shm, through which processes of a shard share tensors."
     )
-    volumes: list[Annotated[str, AfterValidator(_volume)]] = Field(
+    volumes: Annotated[list[str], AfterValidator(_volumes)] = Field(
         [],
         description="Folders that shards see, each as SOURCE:/path[:ro]. SOURCE is a folder of the host or a named "
         "volume, in Kubernetes a claim. A volume at /cache replaces the default place of downloaded models.",

@@ -15,6 +15,7 @@ from tasks.errors import BadInput
 from tasks.gpus import PROMISE
 
 CACHE = "/cache"
+TEMPORARY = "/tmp"
 CACHE_VOLUME = "tomograph-cache"
 SECRETS = "/run/secrets/tomograph"
 PASSED_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "FSSPEC_", "HF_", "TOMOGRAPH_")
@@ -61,7 +62,7 @@ def container_body(
         cdi: name GPUs by the Container Device Interface, as podman wants it.
 
     Raises:
-        BadInput: a volume takes a place that the container needs.
+        BadInput: a volume takes the place of the store or of credentials.
     """
     store = _local_store(run)
     user = _user(store)
@@ -75,17 +76,18 @@ def container_body(
     if not lease.uuids:
         variables["NVIDIA_VISIBLE_DEVICES"] = "void"  # an engine whose default runtime is NVIDIA's gives all
     memory = size_in_bytes(container.memory) if container.memory else 0
+    mounts = _mounts(container.volumes, _cache_volume(user), store, files)
     host = {
         "NetworkMode": docker.network or environ.get("TOMOGRAPH_DOCKER_NETWORK") or "bridge",
         "ReadonlyRootfs": True,
-        "Tmpfs": {"/tmp": "rw,exec,mode=1777"},
+        "Tmpfs": {} if any(mount["Target"] == TEMPORARY for mount in mounts) else {TEMPORARY: "rw,exec,mode=1777"},
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges"],
         "ShmSize": size_in_bytes(container.shared_memory),
         "Memory": memory,
         "MemorySwap": memory,  # the same: no swap on top
         "DeviceRequests": _device_requests(lease, cdi),
-        "Mounts": _mounts(container.volumes, _cache_volume(user), store, files),
+        "Mounts": mounts,
         "LogConfig": {"Type": "json-file", "Config": LOG_OPTIONS},
     }
     return {
@@ -155,27 +157,22 @@ def _device_requests(lease: Lease, cdi: bool) -> list[dict[str, Any]]:
 
 
 def _mounts(volumes: Iterable[str], cache: str, store: Path | None, files: Mapping[str, str]) -> list[dict[str, Any]]:
-    mounts = [_mount(Volume.of(text)) for text in volumes]
-    if CACHE not in {mount["Target"] for mount in mounts}:
-        mounts.append({"Type": "volume", "Source": cache, "Target": CACHE, "ReadOnly": False})
-    if store is not None:
-        mounts.append({"Type": "bind", "Source": str(store), "Target": str(store), "ReadOnly": False})
-    for target, source in sorted(files.items()):
-        mounts.append({"Type": "bind", "Source": source, "Target": target, "ReadOnly": True})
-    targets = [mount["Target"] for mount in mounts]
-    if twice := sorted({target for target in targets if targets.count(target) > 1}):
-        problem = f"several volumes at {', '.join(twice)}"
-        raise BadInput("execution.container.volumes", list(volumes), problem, "give each a place of its own")
-    return mounts
+    given = {volume.path: _mount(volume) for volume in map(Volume.of, volumes)}
+    own = {CACHE: {"Type": "volume", "Source": cache, "Target": CACHE, "ReadOnly": False}}
+    needed = {} if store is None else {str(store): _bind(str(store), str(store), read_only=False)}
+    needed |= {target: _bind(source, target, read_only=True) for target, source in sorted(files.items())}
+    if taken := sorted(given.keys() & needed.keys()):
+        problem = f"takes {', '.join(taken)}, where a shard finds its store or credentials"
+        raise BadInput("execution.container.volumes", list(volumes), problem, "give it another place")
+    return list((own | given | needed).values())
+
+
+def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
+    return {"Type": "bind", "Source": source, "Target": target, "ReadOnly": read_only}
 
 
 def _mount(volume: Volume) -> dict[str, Any]:
     """A source with a slash is a folder, as on Docker's command line."""
-    folder = "/" in volume.source or volume.source.startswith((".", "~"))
-    source = str(Path(volume.source).expanduser().resolve()) if folder else volume.source
-    return {
-        "Type": "bind" if folder else "volume",
-        "Source": source,
-        "Target": volume.path,
-        "ReadOnly": volume.read_only,
-    }
+    if "/" in volume.source or volume.source.startswith((".", "~")):
+        return _bind(str(Path(volume.source).expanduser().resolve()), volume.path, read_only=volume.read_only)
+    return {"Type": "volume", "Source": volume.source, "Target": volume.path, "ReadOnly": volume.read_only}

@@ -100,7 +100,7 @@ def job_body(
     check_image(image, run.environment)
     volumes = [Volume.of(text) for text in container.volumes]
     _check_store(run.store, volumes)
-    sources, mounts = _volumes(container, volumes)
+    sources, mounts = _volumes(volumes, container.shared_memory)
     gpus = len(lease.slots) if lease.device == "cuda" else 0
     annotations = run.labels.as_labels() | _flow_pod_annotations(flow_pod)
     # A path or a list is no value of a label; annotations hold everything.
@@ -210,29 +210,23 @@ def _resources(
     return {"requests": requests, "limits": limits}
 
 
-def _volumes(
-    container: ContainerSettings, volumes: Sequence[Volume]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _volumes(volumes: Sequence[Volume], shared_memory: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Volumes of the pod, and where its container sees them."""
-    paths = [str(PurePosixPath(volume.path)) for volume in volumes]
-    if twice := sorted({path for path in paths if paths.count(path) > 1}):
-        problem = f"several volumes at {', '.join(twice)}"
-        raise BadInput("execution.container.volumes", container.volumes, problem, "give each a place of its own")
-    shared_memory = {"medium": "Memory", "sizeLimit": _quantity(container.shared_memory)}
-    own = {"/dev/shm": ("shm", shared_memory), "/tmp": ("tmp", {}), "/cache": ("cache", {})}
+    in_memory = {"medium": "Memory", "sizeLimit": _quantity(shared_memory)}
+    own = {"/dev/shm": ("shm", in_memory), "/tmp": ("tmp", {}), "/cache": ("cache", {})}
     sources, mounts = [], []
     for path, (name, empty) in own.items():
-        if path not in paths:
+        if path not in {volume.path for volume in volumes}:
             sources.append({"name": name, "emptyDir": empty})
             mounts.append({"name": name, "mountPath": path})
     named: dict[tuple[str, bool], str] = {}
-    for volume, path in zip(volumes, paths, strict=True):
+    for volume in volumes:
         key = (_claim(volume.source), volume.read_only)
         if key not in named:
             named[key] = f"volume-{len(named)}"
             claim = {"claimName": volume.source} | ({"readOnly": True} if volume.read_only else {})
             sources.append({"name": named[key], "persistentVolumeClaim": claim})
-        mounts.append({"name": named[key], "mountPath": path} | ({"readOnly": True} if volume.read_only else {}))
+        mounts.append({"name": named[key], "mountPath": volume.path} | ({"readOnly": True} if volume.read_only else {}))
     return sources, mounts
 
 

@@ -33,7 +33,12 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 def test_volumes() -> None:
     assert Volume.of("/srv/models:/models:ro") == Volume(source="/srv/models", path="/models", read_only=True)
-    assert Volume.of("cache:/cache") == Volume(source="cache", path="/cache", read_only=False)
+    assert Volume.of("cache:/cache/") == Volume(source="cache", path="/cache", read_only=False)
+
+
+def test_two_volumes_at_one_place_are_refused() -> None:
+    with pytest.raises(ValidationError, match="several volumes at /models; give each a place of its own"):
+        ContainerSettings(volumes=["/a:/models", "b:/models/:ro", "c:/data"])
 
 
 @pytest.mark.parametrize("text", ["", "/models", ":/models", "a:b", "a:/b:rx"])

@@ -173,14 +173,20 @@ def test_a_variable_that_names_a_file_brings_the_file(lease: Lease, tmp_path: Pa
 def test_volumes_are_folders_or_names(lease: Lease) -> None:
     mounts = body(lease, volumes=["~/models:/models:ro", "disk:/cache"])["HostConfig"]["Mounts"]
     assert mounts == [
-        {"Type": "bind", "Source": os.path.expanduser("~/models"), "Target": "/models", "ReadOnly": True},
         {"Type": "volume", "Source": "disk", "Target": "/cache", "ReadOnly": False},
+        {"Type": "bind", "Source": os.path.expanduser("~/models"), "Target": "/models", "ReadOnly": True},
     ]
 
 
-def test_two_volumes_at_one_place_are_refused(lease: Lease) -> None:
-    with pytest.raises(BadInput, match=r"execution\.container\.volumes.*several volumes at /models"):
-        body(lease, volumes=["/a:/models", "/b:/models"])
+def test_a_volume_in_the_place_of_the_store_is_refused(lease: Lease, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"execution\.container\.volumes.*takes {tmp_path}, where a shard finds its"):
+        body(lease, of=run(str(tmp_path)), volumes=[f"disk:{tmp_path}"])
+
+
+def test_a_volume_may_replace_the_temporary_files(lease: Lease) -> None:
+    host = body(lease, volumes=["scratch:/tmp"])["HostConfig"]
+    assert host["Tmpfs"] == {}
+    assert "/tmp" in {mount["Target"] for mount in host["Mounts"]}
 
 
 def test_the_network_may_come_from_the_flows_environment(lease: Lease) -> None:
