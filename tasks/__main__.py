@@ -23,8 +23,10 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     report = take_stdout()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("tomograph").addHandler(EventHandler(report))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    ours = logging.getLogger("tomograph")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(EventHandler(report))
     for variable in THREAD_VARIABLES if options.threads else ():
         os.environ[variable] = str(options.threads)  # before the libraries that read it are loaded
     handle_termination(EXIT_TRANSIENT)

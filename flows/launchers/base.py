@@ -20,6 +20,8 @@ from tasks.spec import TORCH
 
 EXIT_BAD_INPUT = 2
 EXIT_TRANSIENT = os.EX_TEMPFAIL
+COMMAND = ("python", "-m", "tasks")
+"""What the container of a shard runs, whatever its image would."""
 SIGNALLED = 128
 LAST_SIGNAL = 64
 STDERR_LINES_SHOWN = 20

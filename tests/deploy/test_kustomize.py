@@ -37,7 +37,7 @@ from tests.flows.launchers.kubernetes.test_job import IMAGE, ON_THE_CPU, lease
 from tests.requirements import need
 
 NAMESPACE = "tomograph"
-VERSIONS = ("1.27", "1.34", "1.37")
+VERSIONS = ("1.29", "1.34", "1.37")
 VERSION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
 POOL = yaml.safe_load((REPOSITORY / "deploy" / "pools" / "tomograph-kubernetes.yaml").read_text())
 FLOW_POD = {"prefect.io/flow-run-id": "5f1c2f9e-2f53-4d4e-8d0e-0c1a5b0f7a11"}

@@ -85,6 +85,7 @@ def test_the_whole_job(deployed: str) -> None:
         "metadata": {"generateName": "a-run-", "namespace": "tomograph", "annotations": {}},
         "spec": {
             "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
             "ttlSecondsAfterFinished": 86400,
             "template": {
                 "metadata": {"annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
@@ -150,7 +151,7 @@ def field_of_pod(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-@pytest.mark.parametrize("version", ["1.27", "1.37"])
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
 def test_the_job_is_valid_to_kubernetes(deployed: str, version: str) -> None:
     job = job_of_run()
     kubernetes_validate.validate(job, version)

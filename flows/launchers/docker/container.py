@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.launchers.base import ShardRun
+from flows.launchers.base import COMMAND, ShardRun
 from flows.launchers.settings import ContainerSettings, DockerSettings, Volume, size_in_bytes
 from flows.slots import Lease
 from tasks.errors import BadInput
@@ -92,7 +92,7 @@ def container_body(
     }
     return {
         "Image": image.identity,
-        "Entrypoint": ["python", "-m", "tasks"],
+        "Entrypoint": list(COMMAND),
         "Cmd": [*run.arguments, "--exit-with-parent"],
         "Env": [f"{name}={value}" for name, value in sorted(variables.items())],
         "Labels": run.labels.as_labels(),

@@ -254,7 +254,7 @@ class Cluster:
 
 
 def _of_job(name: str) -> str:
-    return f"batch.kubernetes.io/job-name={name}"
+    return f"job-name={name}"  # the older of two labels that say so, known to every version
 
 
 def _may_pass(error: BaseException) -> bool:

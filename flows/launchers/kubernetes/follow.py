@@ -18,6 +18,7 @@ from flows.launchers.kubernetes.log import Log
 from flows.launchers.kubernetes.state import (
     CREATION_PATIENCE,
     NO_CODE,
+    REPLACED,
     Ended,
     Object,
     Waiting,
@@ -47,6 +48,8 @@ class Follower:
         self._given_up = threading.Event()
         self._cluster = cluster.until(self._given_up)
         self._name = name
+        self._pod: str | None = None
+        """The uid of the pod that this attempt is."""
         self._log: Log | None = None
         self._failure: Event = {}
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
@@ -70,6 +73,9 @@ class Follower:
         """
         while not self._given_up.is_set():
             job, pod, version = self._look()
+            if pod and self._replaces_ours(pod):
+                self._finish(REPLACED, pod=None)
+                return
             state = state_of(job, pod, terminating_for=self._terminating_for(pod))
             if isinstance(state, Ended):
                 if state.ran and pod:
@@ -95,6 +101,11 @@ class Follower:
             job = self._cluster.job(self._name)
             pods, version = self._cluster.pods_of(self._name)  # a finished Job's pod may be younger than the first look
         return job, newest(pods), version
+
+    def _replaces_ours(self, pod: Object) -> bool:
+        """Whether ours was deleted and its Job has got another: by then two may have run at once."""
+        self._pod = self._pod or pod["metadata"]["uid"]
+        return pod["metadata"]["uid"] != self._pod
 
     def _live_log(self, pod: Object) -> Generator[Event, None, bool]:
         """Its log until it is cut or ends, and whether it had anything new.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from flows.launchers.base import Labels, ShardRun
+from flows.launchers.base import COMMAND, Labels, ShardRun
 from flows.launchers.images import variable
 from flows.launchers.settings import ContainerSettings, KubernetesSettings, Volume, size_in_bytes
 from flows.slots import Lease
@@ -123,6 +123,7 @@ def job_body(
                 "name": CONTAINER,
                 "image": image,
                 "imagePullPolicy": "IfNotPresent",
+                "command": list(COMMAND),
                 "args": run.arguments,
                 "env": [{"name": name, "value": value} for name, value in sorted(_variables(run, image, gpus).items())],
                 "envFrom": [{"secretRef": {"name": secret, "optional": False}} for secret in kubernetes.secrets],
@@ -157,6 +158,7 @@ def job_body(
         "metadata": metadata,
         "spec": {
             "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",  # else one that is being deleted has a successor beside it
             "ttlSecondsAfterFinished": KEPT_SECONDS,
             "template": {"metadata": {"labels": labels, "annotations": annotations}, "spec": pod},
         },

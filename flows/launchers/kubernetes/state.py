@@ -29,6 +29,7 @@ _REMEDIES = {
     "CreateContainerConfigError": "create what it lacks, or correct execution.kubernetes.secrets",
 }
 _NEVER_STARTED = {"StartError", "ContainerCannotRun"}
+_POD_DELETED = "was stopped: its pod was deleted"
 _LOST_WITH_NODE = "was lost with its node"
 _SHUT_DOWN = "was stopped since its node shuts down"
 _PREEMPTED = "was preempted by a pod that goes first"
@@ -85,6 +86,8 @@ class Ended:
 
 
 State = Waiting | Running | Ended
+REPLACED = Ended(Exit(NO_CODE, lost=_POD_DELETED), settled=False)
+"""The pod of this attempt is gone, and its Job has another."""
 
 
 def state_of(job: Object | None, pod: Object | None, *, terminating_for: float = 0.0) -> State:
@@ -100,10 +103,12 @@ def state_of(job: Object | None, pod: Object | None, *, terminating_for: float =
     status = pod.get("status") or {}
     container = _container(status)
     state = container.get("state") or {}
+    settled = not is_terminating(pod)  # the Job of a pod that was deleted may make another
     if "terminated" in state:
-        return Ended(_exit(pod, state["terminated"]), ran=True)
+        return Ended(_exit(pod, state["terminated"]), ran=True, settled=settled)
     if status.get("phase") in ("Failed", "Succeeded"):  # its container never ran, or nobody knows how it ended
-        return Ended(Exit(NO_CODE, lost=_disruption(pod) or "was stopped by the cluster"), ran="running" in state)
+        lost = _disruption(pod) or "was stopped by the cluster"
+        return Ended(Exit(NO_CODE, lost=lost), ran="running" in state, settled=settled)
     if terminating_for > OVERDUE_SECONDS:
         node = (pod.get("spec") or {}).get("nodeName", "")
         lost = _disruption(pod) or f"{_LOST_WITH_NODE} {node}, which no longer answers"
@@ -182,7 +187,7 @@ def _disruption(pod: Object) -> str:
         return _REASONS.get(reason, f"was not run by its node: {reason}") + _details(status)
     if target := _condition(pod, "DisruptionTarget"):
         return _REASONS.get(target.get("reason", ""), "was stopped by the cluster") + _details(target)
-    return "was stopped: its pod was deleted" if is_terminating(pod) else ""
+    return _POD_DELETED if is_terminating(pod) else ""
 
 
 def _waiting(status: Object, waiting: Object) -> Waiting:

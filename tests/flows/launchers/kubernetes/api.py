@@ -93,12 +93,15 @@ class Line:
 class Step:
     """A state of a pod: a recorded status, or None for no pod. ``job`` is the state of its Job, if not the usual one.
 
+    With ``replacement`` it is another pod, that takes the place of a deleted one.
+
     A log is read by one connection after the other, of which the n-th is cut in the middle of the line after
     ``cuts[n]`` lines. ``log_fault`` is the answer to one who asks for it, instead.
     """
 
     status: str | None
     log: Sequence[Line] | None = None
+    replacement: bool = False
     cuts: Sequence[int] = ()
     log_fault: tuple[int, str] | None = None
     terminating: bool = False
@@ -309,9 +312,11 @@ class KubernetesApi:
             return None
         template = (job.get("spec") or {}).get("template") or {"metadata": {}, "spec": {"containers": [{}]}}
         made = copy.deepcopy(recording("pod"))
+        suffix = "q9w8e" if pod.step.replacement else "x7k2p"
         labels = {**template["metadata"].get("labels", {}), "batch.kubernetes.io/job-name": name, "job-name": name}
         made["metadata"] |= {
-            "name": f"{name}-x7k2p",
+            "name": f"{name}-{suffix}",
+            "uid": f"{made['metadata']['uid'][:-5]}{suffix}",
             "generateName": f"{name}-",
             "namespace": NAMESPACE,
             "resourceVersion": str(pod.version),
@@ -407,7 +412,7 @@ def _handler(api: KubernetesApi) -> type[BaseHTTPRequestHandler]:
             return self.json({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
 
         def list_pods(self, _: str) -> None:
-            name = self.query["labelSelector"].removeprefix("batch.kubernetes.io/job-name=")
+            name = self.query["labelSelector"].removeprefix("job-name=")
             pod = api.pods[name]
             if self.query.get("watch") == "true":
                 return self.watch(name, pod)

@@ -84,6 +84,25 @@ def test_a_pod_that_was_removed_after_its_success(cluster: Callable[..., Kuberne
     assert finish()[1] == Exit(0, stderr=())
 
 
+def test_the_job_of_a_deleted_pod_goes_too(cluster: Callable[..., KubernetesApi]) -> None:
+    """Its shard has ended, but it may make another pod."""
+    api = cluster(runs(*EVENTS[:3]), Step("exit_75", terminating=True))
+    assert "its pod was deleted" in str(error_of(finish()[1]))
+    assert len(api.asked("^DELETE")) == 1
+
+
+def test_a_pod_that_was_replaced(cluster: Callable[..., KubernetesApi]) -> None:
+    """As when it was deleted by hand, or its node was drained: its Job makes another, which must not run on unseen."""
+    api = cluster(runs(*EVENTS[:3]), Step("running", log=lines(*EVENTS), replacement=True))
+    events, end = finish()
+    assert own(events) == EVENTS[:3]
+    error = error_of(end)
+    assert isinstance(error, ShardLost)
+    assert "its pod was deleted" in str(error)
+    assert len(api.asked("^DELETE")) == 1
+    assert api.jobs == {}
+
+
 def test_a_lost_node(cluster: Callable[..., KubernetesApi], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubernetes_state, "OVERDUE_SECONDS", 1.0)
     unreachable = (500, 'Get "https://10.0.3.17:10250/containerLogs": dial tcp: i/o timeout')

@@ -18,7 +18,7 @@ from tasks.errors import BadInput
 from tests.flows.launchers.kubernetes.api import RECORDINGS
 
 IMAGE = "registry.example/tomograph-torch:0.1.0-cuda@sha256:" + "5" * 64
-VERSIONS = ("1.30", "1.34", "1.37")
+VERSIONS = ("1.29", "1.34", "1.37")
 FLOW_POD = FlowPod("patching-llama-9x2kq", "1d9d2b0e-1c59-4f0e-9d7c-6a1a3f5b7c21", "research")
 LABELS = Labels(
     flow_run="5f1c2f9e-2f53-4d4e-8d0e-0c1a5b0f7a11",

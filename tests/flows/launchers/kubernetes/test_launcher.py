@@ -79,6 +79,7 @@ def test_the_body_that_arrives(cluster: Callable[..., KubernetesApi], monkeypatc
         },
         "spec": {
             "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
             "ttlSecondsAfterFinished": 600,
             "template": {
                 "metadata": metadata,
@@ -101,6 +102,7 @@ def test_the_body_that_arrives(cluster: Callable[..., KubernetesApi], monkeypatc
                             "name": "shard",
                             "image": IMAGE,
                             "imagePullPolicy": "IfNotPresent",
+                            "command": ["python", "-m", "tasks"],
                             "args": shard_run().arguments,
                             "env": [
                                 {"name": "OMP_NUM_THREADS", "value": "4"},
