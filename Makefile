@@ -1,5 +1,6 @@
 # make demo   a causal SAE-feature study on a real language model, on the CPU, with a report
 # make test   every test; what needs a browser skips with its reason (REQUIRE=browser makes it fail instead)
+#             WORKERS=2 processes take a file of tests each (0: this one takes all, in order)
 # make test-vllm  the tests of the vLLM engine, in an environment of their own (VENV_VLLM, made at the first call)
 # make images the container images, and their sizes: IMAGES="flows torch vllm", VARIANT=cpu or cuda; BASE, INDEX_URL,
 #             TORCH_INDEX_URL, WHEELS and ARGS (secrets, say) go to docker build (images/Dockerfile says what they are)
@@ -12,6 +13,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VENV_VLLM ?= .venv-vllm
+WORKERS ?= 2
 
 DOCKER  ?= docker
 IMAGES  ?= flows torch vllm
@@ -33,7 +35,7 @@ demo: $(READY)
 	$(BIN)/python -m flows patching --model.dtype $(DTYPE) $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.ready
 	REQUIRE=vllm $(VENV_VLLM)/bin/python -m pytest tests/engines/vllm $(ARGS)
