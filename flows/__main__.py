@@ -81,11 +81,16 @@ def main(arguments: Sequence[str]) -> int:
         console.print("[yellow]interrupted[/]; finished work is kept, the same command goes on from there")
         return EXIT_INTERRUPTED
     except BadInput as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        _tell(console, error)
         return EXIT_BAD_INPUT
     except ServerFailed as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        _tell(console, error)
         return EXIT_FAILED
+
+
+def _tell(console: Console, error: Exception) -> None:
+    """As it is: the terminal folds it, so that a path in it can be copied whole."""
+    console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _serve(console: Console, options: argparse.Namespace) -> int:
@@ -146,10 +151,10 @@ def _run(name: str, arguments: Sequence[str], console: Console) -> int:
         except TerminationSignal:  # SIGTERM, to Prefect
             raise KeyboardInterrupt from None
         except (BadInput, BadParameters) as error:
-            console.print(str(error), style="red", markup=False, highlight=False)
+            _tell(console, error)
             return EXIT_BAD_INPUT
         except StageFailed as error:
-            console.print(str(error), style="red", markup=False, highlight=False)
+            _tell(console, error)
             return EXIT_FAILED
     outcome.print(Console())
     return 0

@@ -21,7 +21,7 @@ CHROMIUM_ARGUMENTS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: playwright leaves an event loop running in the thread of the tests
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     need("browser", path is not None, "apt-get install chromium")

@@ -48,7 +48,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return build(tmp_path_factory.mktemp("store"), [], failures=[FAILURE])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opened(browser: Browser, sweep: Report, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     """The sweep's page, opened once for all tests that look at it."""
     opened = open_page(browser, sweep.html, tmp_path_factory.mktemp("page"))

@@ -50,7 +50,7 @@ def unconfirmed_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     return build(tmp_path_factory.mktemp("store"), stages)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def opened(browser: Browser, report: Report, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     """The report of the study with two planted features, opened once for all tests that look at it."""
     opened = open_page(browser, report.html, tmp_path_factory.mktemp("page"))
