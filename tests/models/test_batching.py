@@ -12,7 +12,10 @@ from tests.models.tiny import ALL_ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, 
 # the longest is longer than the sliding windows (8), and shorter ones need more pads than a window holds
 LENGTHS = (23, 1, 6, 14, 23, 9)
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-CLOSE_BY_NAME = {"qwen3_next": {"rtol": 1e-3, "atol": 2e-4}}  # its recurrence carries rounding along
+CLOSE_BY_NAME = {
+    "qwen3_next": {"rtol": 1e-3, "atol": 2e-4},  # its recurrence carries rounding along
+    "gpt_oss": {"rtol": 1e-4, "atol": 3e-5},  # its experts add up many small products, in an order of the CPU's choice
+}
 
 
 def sequences(lengths=LENGTHS, seed=0):
