@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from flows.holders import domain, holder
-from flows.launchers.base import Exit, Labels, ShardBroken, ShardError, ShardLost, ShardRejected, ShardRun
+from flows.launchers.base import Exit, ShardBroken, ShardError, ShardLost, ShardRejected, ShardRun
 from flows.launchers.kubernetes import state as kubernetes_state
 from flows.launchers.kubernetes.cluster import Cluster
 from flows.launchers.kubernetes.job import STOP_GRACE_SECONDS, selector
 from flows.launchers.kubernetes.launcher import KubernetesLauncher, ShardJob
 from flows.launchers.kubernetes.state import is_finished
 from flows.launchers.settings import ContainerSettings, KubernetesSettings
-from tasks.artifacts.catalog import finished, store_spec
+from tasks.artifacts.catalog import finished
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
 from tasks.spec import TaskSpec
 from tests.containers.gpu_task import KINDS as GPU_KINDS
 from tests.containers.gpu_task import EatParams
+from tests.flows.launchers import driving
 from tests.flows.processes import wait_until
 from tests.flows.test_holders import holder_of_a_dead_process
 from tests.toy_tasks import KINDS, SquaresParams
@@ -33,7 +33,7 @@ from tests.toy_tasks import KINDS, SquaresParams
 BY_NAME = {kind.name: kind for kind in (*KINDS, *GPU_KINDS)}
 LONG = SquaresParams(n=400, chunk_size=1, sleep_s=0.5)
 SECONDS = 180
-Act = Callable[[KubernetesLauncher, ShardJob], Awaitable[object]]
+Act = Callable[[ShardJob], Awaitable[object]]
 
 
 @pytest.fixture
@@ -60,40 +60,26 @@ def launcher(namespace: str) -> Callable[..., KubernetesLauncher]:
 
 def run_of(store: Store, params: SquaresParams | EatParams, held_by: str = "") -> ShardRun:
     kind = BY_NAME["toy.squares" if isinstance(params, SquaresParams) else "gpu.eat"]
-    spec = kind.spec(params)
-    labels = Labels("flow-run", "task-run", "squares", spec.path, held_by or holder(), domain(), "place-0")
-    return ShardRun(store_spec(store, spec), labels, device="cpu", threads=1)
+    return driving.run_of(store, kind.spec(params), held_by=held_by)
 
 
 def finish(by: KubernetesLauncher, run: ShardRun, act: Act | None = None) -> tuple[list[dict[str, Any]], Exit]:
     """Run a shard to its end. ``act`` does something to it once it has made progress."""
 
     async def main() -> tuple[list[dict[str, Any]], Exit]:
-        events, acted = [], act is None
         with await by.slots(device="cpu", count=None, threads=None).lease(1) as lease:
-            handle = await by.start(run, lease)
-            try:
-                async for event in by.follow(handle):
-                    events.append(event)
-                    if not acted and act and event["event"] == "progress":
-                        acted = True
-                        await act(by, handle)
-                return events, await by.wait(handle)
-            finally:
-                await by.stop(handle)
+            return await driving.driven(by, run, lease, act)
 
     return asyncio.run(asyncio.wait_for(main(), SECONDS))
 
 
-async def start(by: KubernetesLauncher, run: ShardRun, then: Act | None = None) -> ShardJob:
+async def start(by: KubernetesLauncher, run: ShardRun) -> ShardJob:
     """Start a shard, wait for its first progress, and follow it no further."""
     with await by.slots(device="cpu", count=None, threads=None).lease(1) as lease:
         handle = await by.start(run, lease)
         async for event in by.follow(handle):
             if event["event"] == "progress":
                 break
-        if then:
-            await then(by, handle)
         return handle
 
 
@@ -149,7 +135,7 @@ def test_a_deleted_pod_is_lost_and_its_shard_goes_on_from_its_last_chunk(
 ) -> None:
     params = SquaresParams(n=12, chunk_size=1, sleep_s=0.5)
 
-    async def delete(_: KubernetesLauncher, handle: ShardJob) -> None:
+    async def delete(handle: ShardJob) -> None:
         [pod] = cluster.pods_of(handle.name)[0]
         client.CoreV1Api().delete_namespaced_pod(pod["metadata"]["name"], cluster.namespace)
 
@@ -163,7 +149,7 @@ def test_a_deleted_pod_is_lost_and_its_shard_goes_on_from_its_last_chunk(
 
 
 def test_a_deleted_job_is_lost(store: Store, cluster: Cluster, launcher: Callable[..., KubernetesLauncher]) -> None:
-    async def delete(_: KubernetesLauncher, handle: ShardJob) -> None:
+    async def delete(handle: ShardJob) -> None:
         cluster.delete_job(handle.name, STOP_GRACE_SECONDS)
 
     error = finish(launcher(), run_of(store, LONG), delete)[1].error()
@@ -173,7 +159,12 @@ def test_a_deleted_job_is_lost(store: Store, cluster: Cluster, launcher: Callabl
 
 def test_stop(store: Store, cluster: Cluster, launcher: Callable[..., KubernetesLauncher]) -> None:
     """The shard itself ends within seconds; the remains of its pod stay a little longer."""
-    asyncio.run(asyncio.wait_for(start(launcher(), run_of(store, LONG), then=KubernetesLauncher.stop), SECONDS))
+
+    async def main() -> None:
+        using = launcher()
+        await using.stop(await start(using, run_of(store, LONG)))
+
+    asyncio.run(asyncio.wait_for(main(), SECONDS))
     assert running(cluster) == []
     time.sleep(STOP_GRACE_SECONDS)
     written = store.list(squares(LONG).path)

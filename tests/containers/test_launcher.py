@@ -14,19 +14,19 @@ from typing import Any
 import docker
 import pytest
 
-from flows.holders import domain, holder
-from flows.launchers.base import Exit, Labels, ShardBroken, ShardError, ShardLost, ShardRejected, ShardRun
+from flows.holders import domain
+from flows.launchers.base import Exit, ShardBroken, ShardError, ShardLost, ShardRejected, ShardRun
 from flows.launchers.docker.launcher import DockerLauncher, ShardContainer
 from flows.launchers.settings import DockerSettings
-from flows.slots import Lease, Slot, SlotPool
-from tasks.artifacts.catalog import finished, store_spec
+from tasks.artifacts.catalog import finished
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
-from tasks.spec import TaskSpec
 from tests.containers.engine import FLOWS_IMAGE, labelled, toy_execution
 from tests.containers.gpu_task import KINDS as GPU_KINDS
 from tests.containers.gpu_task import EatParams
+from tests.flows.launchers.driving import driven
 from tests.flows.launchers.test_process import finish as finish_process
+from tests.flows.launchers.test_process import lease, run_of
 from tests.flows.processes import wait_until
 from tests.flows.test_holders import holder_of_a_dead_process
 from tests.shard_process import result_bytes
@@ -45,31 +45,10 @@ def launcher(**settings: Any) -> DockerLauncher:
     return made
 
 
-def run_of(store: Path, params: SquaresParams | TaskSpec, flow_run: str = "run", held_by: str = "") -> ShardRun:
-    spec = params if isinstance(params, TaskSpec) else SQUARES.spec(params)
-    labels = Labels(flow_run, "task-run", "some stage", spec.path, held_by or holder(), domain(), "cpu-0")
-    return ShardRun(store_spec(Store(store), spec), labels, device="cpu", threads=1)
-
-
-def lease() -> Lease:
-    held = SlotPool([Slot("cpu-0", None, 1)]).try_lease()
-    assert held is not None
-    return held
-
-
 def finish(run: ShardRun, by: DockerLauncher | None = None) -> tuple[list[dict[str, Any]], Exit]:
     """Run a shard to its end."""
-
-    async def main() -> tuple[list[dict[str, Any]], Exit]:
-        using = by or launcher()
-        with lease() as held:
-            handle = await using.start(run, held)
-            try:
-                return [event async for event in using.follow(handle)], await using.wait(handle)
-            finally:
-                await using.stop(handle)
-
-    return asyncio.run(main())
+    with lease() as held:
+        return asyncio.run(driven(by or launcher(), run, held))
 
 
 def while_running(run: ShardRun, act: Callable[[DockerLauncher, ShardContainer], Any]) -> Exit:

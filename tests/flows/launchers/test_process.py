@@ -13,10 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.holders import domain, holder
 from flows.launchers.base import (
     Exit,
-    Labels,
     ShardBroken,
     ShardError,
     ShardLost,
@@ -25,12 +23,13 @@ from flows.launchers.base import (
 )
 from flows.launchers.process import ProcessLauncher, ShardProcess
 from flows.slots import Lease, Slot, SlotPool
-from tasks.artifacts.catalog import finished, store_spec
+from tasks.artifacts.catalog import finished
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
 from tasks.spec import TaskSpec
 from tests.flows.helper_task import KINDS as HELPER_KINDS
 from tests.flows.helper_task import NoParams
+from tests.flows.launchers import driving
 from tests.flows.processes import labelled, wait_until
 from tests.flows.test_holders import holder_of_a_dead_process
 from tests.toy_tasks import KINDS, SquaresParams
@@ -44,12 +43,9 @@ def toy_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOMOGRAPH_PLUGINS", "tests.toy_tasks,tests.flows.helper_task")
 
 
-def run_of(
-    store: Path, params: SquaresParams | TaskSpec, flow_run: str = "run", held_by: str | None = None
-) -> ShardRun:
+def run_of(store: Path, params: SquaresParams | TaskSpec, flow_run: str = "run", held_by: str = "") -> ShardRun:
     spec = params if isinstance(params, TaskSpec) else SQUARES.spec(params)
-    labels = Labels(flow_run, "task-run", "squares", spec.path, held_by or holder(), domain(), "cpu-0")
-    return ShardRun(store_spec(Store(store), spec), labels, device="cpu", threads=1)
+    return driving.run_of(Store(store), spec, flow_run, held_by)
 
 
 def lease() -> Lease:
@@ -61,15 +57,8 @@ def lease() -> Lease:
 
 def finish(run: ShardRun) -> tuple[list[dict[str, Any]], Exit]:
     """Run a shard to its end."""
-
-    async def main() -> tuple[list[dict[str, Any]], Exit]:
-        launcher = ProcessLauncher()
-        with lease() as held:
-            handle = await launcher.start(run, held)
-            events = [event async for event in launcher.follow(handle)]
-            return events, await launcher.wait(handle)
-
-    return asyncio.run(main())
+    with lease() as held:
+        return asyncio.run(driving.driven(ProcessLauncher(), run, held))
 
 
 def while_running(

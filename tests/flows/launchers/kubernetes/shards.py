@@ -12,6 +12,7 @@ from flows.holders import domain, holder
 from flows.launchers.base import Exit, Labels, ShardError, ShardRun
 from flows.launchers.kubernetes.launcher import KubernetesLauncher, ShardJob
 from flows.launchers.settings import ContainerSettings, KubernetesSettings
+from tests.flows.launchers.driving import driven
 from tests.flows.launchers.kubernetes.api import Line, Step
 
 IMAGE = "registry.example/tomograph-torch:0.1.0-cuda@sha256:" + "5" * 64
@@ -63,11 +64,8 @@ def finish(by: KubernetesLauncher | None = None, run: ShardRun | None = None) ->
 
     async def main() -> tuple[list[dict[str, Any]], Exit]:
         using = by or launcher()
-        handle = await started(using, run)
-        try:
-            return [event async for event in using.follow(handle)], await using.wait(handle)
-        finally:
-            await using.stop(handle)
+        with await using.slots(device="auto", count=None, threads=None).lease(1) as lease:
+            return await driven(using, run or shard_run(), lease)
 
     return asyncio.run(asyncio.wait_for(main(), 60))
 
