@@ -100,9 +100,9 @@ class FanOut:
                         await asyncio.to_thread(self._launcher.check_environment, environment, running.slots.device)
                     done |= await self._run(todo, running)
         except BaseException:
-            progress.state = "failed"
+            progress.end("failed")
             raise
-        progress.state = "done"
+        progress.end("done")
         return [done[spec.hash] for spec in specs]
 
     def stop(self, failed: str) -> None:

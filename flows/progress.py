@@ -59,6 +59,22 @@ class StageProgress:
     running: dict[str, ShardProgress] = field(default_factory=dict)
     given_up: bool = False
     """It failed, and the run goes on without it."""
+    began: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+
+    def end(self, state: str) -> None:
+        """It is "done", or "failed"."""
+        self.ended = time.monotonic()
+        self.state = state
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, or has been running."""
+        return (self.ended or time.monotonic()) - self.began
+
+    @property
+    def in_shards(self) -> str:
+        return f"{self.shards} shard{'s' if self.shards != 1 else ''}"
 
     @property
     def fraction(self) -> float:
@@ -73,10 +89,9 @@ class StageProgress:
             return self.state
         if not self.shards:
             return "nothing to do"
-        shards = f"{self.shards} shard{'s' if self.shards != 1 else ''}"
         if self.reused == self.shards:
-            return f"{shards} reused"
-        text = f"{self.reused + self.finished} of {shards}"
+            return f"{self.in_shards} reused"
+        text = f"{self.reused + self.finished} of {self.in_shards}"
         if self.reused:
             text += f", {self.reused} of them reused"
         if self.state == "failed":

@@ -12,6 +12,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from flows.log_lines import LogLines
 from flows.progress import RunProgress, StageProgress, watched
 
 REFRESH_PER_SECOND = 4
@@ -22,15 +23,14 @@ INTEREST = ("running", "failed", "waiting", "done", "skipped")
 
 @contextlib.contextmanager
 def shown(console: Console) -> Iterator[None]:
-    """Show the progress of the flow that is called inside; on a terminal live, elsewhere once at the end."""
+    """Show the progress of the flow that is called inside; on a terminal live, elsewhere in lines."""
     run = RunProgress()
     token = watched.set(run)
+    live = Live(_View(run), console=console, refresh_per_second=REFRESH_PER_SECOND)
     try:
-        with Live(_View(run), console=console, refresh_per_second=REFRESH_PER_SECOND):
+        with live if console.is_terminal else LogLines(run, console):
             yield
     finally:
-        if not console.is_terminal:
-            console.line()  # a terminal gets it from the live view
         watched.reset(token)
 
 
@@ -58,7 +58,7 @@ class _View:
         table.add_column(width=24)
         table.add_column(overflow="ellipsis", no_wrap=True)
         stages = list(self._run.stages.values())
-        shown = most_telling(stages, console.size.height - 2) if console.is_terminal else stages
+        shown = most_telling(stages, console.size.height - 2)
         for stage in shown:
             table.add_row(*self._row(stage))
         yield table

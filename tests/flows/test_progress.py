@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import socket
 from typing import Any
 
@@ -18,9 +19,11 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
 )
 from rich.console import Console
+from rich.text import Text
 
 from flows.execution import Execution
-from flows.progress import RunProgress, ShardProgress, StageProgress
+from flows.log_lines import LogLines, duration
+from flows.progress import RunProgress, ShardProgress, StageProgress, watched
 from flows.reports import slug
 from flows.terminal import most_telling, shown
 from tests.flows.processes import wait_until
@@ -129,10 +132,60 @@ def test_the_ui_shows_progress_and_the_shards_own_words(finished_run: tuple[str,
     assert logged("Retry 1/3 will start")
 
 
-def test_the_terminal_shows_every_stage(finished_run: tuple[str, str]) -> None:
-    _, screen = finished_run
-    lines = [line.split() for line in screen.splitlines() if line.strip()]
+def test_the_terminal_shows_every_stage() -> None:
+    screen = io.StringIO()
+    with shown(Console(file=screen, width=100, height=30, force_terminal=True)):
+        run = watched.get()
+        assert run is not None
+        run.plan(["squares", "sum"])
+        run.begin("squares", 3, 3).end("done")
+        run.begin("sum", 1, 0).end("failed")
+    lines = [line.split() for line in Text.from_ansi(screen.getvalue()).plain.splitlines() if line.strip()]
     assert lines[-2][:2] == ["✓", "squares"]
-    assert lines[-2][3:] == ["3", "of", "3", "shards"]
-    assert lines[-1][:2] == ["✓", "sum"]
-    assert "waiting" not in screen
+    assert lines[-2][3:] == ["3", "shards", "reused"]
+    assert lines[-1][:2] == ["✗", "sum"]
+
+
+def test_a_log_gets_a_line_when_a_stage_begins_and_one_when_it_ends(finished_run: tuple[str, str]) -> None:
+    _, log = finished_run
+    lines = [re.fullmatch(r"\[0:00:\d\d\] (.*)", line) for line in log.splitlines()]
+    said = [re.sub(r"\d+(\.\d)? s;", "N s;", line[1]) for line in lines if line]
+    assert len(said) == len(lines)
+    assert said == [
+        "squares: begins; 3 shards",
+        "squares: done after N s; 3 of 3 shards",
+        "sum: begins; 1 shard",
+        "sum: done after N s; 1 of 1 shard",
+    ]
+
+
+def test_a_log_says_now_and_then_how_far_it_is_and_how_long_it_may_take() -> None:
+    run, log = RunProgress(), io.StringIO()
+    run.plan(["a", "b", "c"])
+    lines = LogLines(run, Console(file=log), every=30)
+    stage = run.begin("a", 4, 2)
+    stage.began -= 100
+    lines.look(0)
+    for now, done in ((10, 30), (20, 45), (30, 60), (45, 70), (60, 75)):  # resumed at 30, which tells no speed
+        stage.running["x"] = ShardProgress(done, 120, "trials")
+        lines.look(now)
+    stage.end("failed")
+    run.give_up("a", ["b"])
+    run.begin("c", 2, 2).end("done")
+    lines.look(61)
+    assert [line.partition("] ")[2] for line in log.getvalue().splitlines()] == [
+        "a: begins; 4 shards, 2 of them reused",
+        "a: 2 of 4 shards, 2 of them reused; 1 running: 60 of 120 trials; 62% after 1 min 40 s, about 2 min 0 s left",
+        "a: 2 of 4 shards, 2 of them reused; 1 running: 75 of 120 trials; 66% after 1 min 40 s, about 3 min 3 s left",
+        "a: failed after 1 min 40 s; 2 of 4 shards, 2 of them reused; stopped",
+        "b: skipped",
+        "c: 2 shards reused",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (3599, "59 min 59 s"), (7500, "2 h 5 min")],
+)
+def test_a_duration_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
