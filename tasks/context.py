@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
+from tasks import provenance
 from tasks.artifacts.chunks import Chunk, ChunkRecord, committed_chunks
 from tasks.artifacts.manifest import Output, join_outputs
 from tasks.artifacts.shard import Outputs, Shard
@@ -89,8 +90,9 @@ class ShardContext:
         if self._total is not None:
             raise RuntimeError("ctx.chunks was called twice")
         self._total = total
+        processor = provenance.processor(self.runtime.device)
         if self._resume:
-            self._records = committed_chunks(self._folder, self.spec.hash, total)
+            self._records = committed_chunks(self._folder, self.spec.hash, total, processor)
         self.reused_chunks = len(self._records)
         if self._records:
             self.log(f"{len(self._records)} of {total} chunks are there from an earlier run")
@@ -98,7 +100,7 @@ class ShardContext:
             if index in self._records:
                 continue
             sibling = next(iter(self._records.values()), None)
-            chunk = Chunk(self._folder, self.spec.hash, index, total, sibling)
+            chunk = Chunk(self._folder, self.spec.hash, index, total, processor, sibling)
             yield chunk
             if chunk.record is None:
                 raise RuntimeError(f"chunk {index} was not committed before the next one was taken")

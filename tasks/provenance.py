@@ -1,4 +1,4 @@
-"""How a result came to be: versions, host, device, memory. Nothing here decides a result."""
+"""How a result came to be: versions, host, device, memory. Of these, `processor` decides the last bits of a result."""
 
 from __future__ import annotations
 
@@ -30,6 +30,21 @@ def device_name(device: str) -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def processor(device: str) -> dict[str, str]:
+    """What decides the last bits of a result beside its spec, threads and batches: kind and name of the device, the
+    instructions that torch uses of it, and torch's version."""
+    torch = sys.modules.get("torch")
+    kind = device.partition(":")[0]
+    found = {"device": kind, "name": device_name(device)}
+    if torch is None:
+        return found
+    if kind == "cuda":
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    else:
+        capability = torch.backends.cpu.get_cpu_capability()
+    return found | {"capability": capability, "torch": str(torch.__version__)}
 
 
 def peak_memory() -> dict[str, int]:

@@ -66,6 +66,7 @@ def _compute(context: ShardContext, kind: TaskKind) -> Manifest:
         "image": provenance.image(),
         "device": context.runtime.device,
         "device_name": provenance.device_name(context.runtime.device),
+        "capability": provenance.processor(context.runtime.device).get("capability"),
         "batch_size": context.runtime.batch_size,
         "threads": context.runtime.threads,
         "versions": provenance.versions(),

@@ -95,6 +95,7 @@ class TestInProcess:
         assert account["notes"] == {"pid": os.getpid()}
         assert account["host"]
         assert account["device_name"]
+        assert account["capability"] in (None, torch.backends.cpu.get_cpu_capability())
         assert account["started"][:4] == time.strftime("%Y", time.gmtime(started))
         assert manifest.seeds == {"shard": 0}
 

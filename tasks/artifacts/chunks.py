@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict
@@ -11,6 +14,7 @@ from tasks.artifacts.manifest import SCHEMA_VERSION, Output, join_outputs, missi
 from tasks.artifacts.store import Store, pretty_json
 from tasks.artifacts.writer import Writer
 from tasks.errors import CorruptObject
+from tasks.spec import canonical_json
 
 log = logging.getLogger("tomograph.store")
 
@@ -27,8 +31,16 @@ class ChunkRecord(BaseModel):
     spec_hash: str
     index: int
     total: int
+    processor: dict[str, str]
+    """What computed it (``provenance.processor``): a shard's chunks have all the same."""
     outputs: dict[str, Output]
     counts: dict[str, int]
+    checksum: str = ""
+    """SHA-256 over all the rest."""
+
+    def content_checksum(self) -> str:
+        content = self.model_dump(mode="json", exclude={"checksum"})
+        return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
 class Chunk(Writer):
@@ -38,13 +50,20 @@ class Chunk(Writer):
     """
 
     def __init__(
-        self, store: Store, spec_hash: str, index: int, total: int, sibling: ChunkRecord | None = None
+        self,
+        store: Store,
+        spec_hash: str,
+        index: int,
+        total: int,
+        processor: Mapping[str, str],
+        sibling: ChunkRecord | None = None,
     ) -> None:
         super().__init__(store, label=f"-{index:05d}")
         self.index = index
         self.total = total
         self.record: ChunkRecord | None = None
         self._spec_hash = spec_hash
+        self._processor = dict(processor)
         self._sibling = sibling
 
     def commit(self) -> None:
@@ -57,21 +76,23 @@ class Chunk(Writer):
             raise RuntimeError(f"chunk {self.index} was committed twice")
         if self._sibling is not None:
             join_outputs([self._sibling.outputs, self.outputs])
-        self.record = ChunkRecord(
+        record = ChunkRecord(
             spec_hash=self._spec_hash,
             index=self.index,
             total=self.total,
+            processor=self._processor,
             outputs=self.outputs,
             counts=dict(self.counts),
         )
+        self.record = record.model_copy(update={"checksum": record.content_checksum()})
         self._store.write_bytes(_path(self.index), pretty_json(self.record.model_dump(mode="json")))
 
 
-def committed_chunks(store: Store, spec_hash: str, total: int) -> dict[int, ChunkRecord]:
+def committed_chunks(store: Store, spec_hash: str, total: int, processor: Mapping[str, str]) -> dict[int, ChunkRecord]:
     """Committed chunks by index, in order. ``store`` is the view of the shard's folder.
 
-    A record that can't be read, or whose objects are missing or cut short, is left out and logged: its chunk
-    is to be computed anew.
+    A record that can't be read or was changed, or whose objects are missing or cut short, is left out and logged: its
+    chunk is to be computed anew. So are all chunks of another processor, since a shard's last bits depend on it.
 
     Raises:
         RuntimeError: a record counts another number of chunks, so the number does not follow from the spec.
@@ -81,6 +102,7 @@ def committed_chunks(store: Store, spec_hash: str, total: int) -> dict[int, Chun
     with ThreadPoolExecutor(READERS) as pool:
         records = list(pool.map(lambda path: _read(store, path), paths))
     committed = {}
+    others: Counter[str] = Counter()
     for path, record in zip(paths, records, strict=True):
         if record is None:
             continue
@@ -91,17 +113,36 @@ def committed_chunks(store: Store, spec_hash: str, total: int) -> dict[int, Chun
             )
         if record.spec_hash != spec_hash or path != _path(record.index):
             log.warning("%s does not belong there; the chunk is computed anew", store.url_of(path))
+        elif not _agree(record.processor, processor):
+            others[_in_words(record.processor)] += 1
         elif missing := missing_objects(record.outputs, sizes):
             names = ", ".join(missing)
             log.warning("chunk %d lacks %s or a part of it; it is computed anew", record.index, names)
         else:
             committed[record.index] = record
+    for other, n in sorted(others.items()):
+        here = _in_words(processor)
+        log.warning("%d chunks were computed on %s and this is %s; they are computed anew", n, other, here)
     return dict(sorted(committed.items()))
+
+
+def _agree(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Of what both know: a process that has not loaded torch has nothing to say of it."""
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+def _in_words(processor: Mapping[str, str]) -> str:
+    """'AMD EPYC 9654 (cpu, AVX512, 2.13.0)'"""
+    rest = [processor[name] for name in ("device", "capability", "torch") if name in processor]
+    return f"{processor.get('name')} ({', '.join(rest)})"
 
 
 def _read(store: Store, path: str) -> ChunkRecord | None:
     try:
-        return parse_record(ChunkRecord, store.read_bytes(path), store.url_of(path))
+        record = parse_record(ChunkRecord, store.read_bytes(path), store.url_of(path))
+        if record.checksum != record.content_checksum():
+            raise CorruptObject(f"{store.url_of(path)} does not match its own checksum")
+        return record
     except (CorruptObject, FileNotFoundError) as error:
         log.warning("%s; the chunk is computed anew", error)
         return None

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel
 
+from tasks import provenance
 from tasks.artifacts.store import Store
 from tasks.context import ShardContext
 from tasks.spec import TaskKind, TaskSpec
@@ -69,7 +70,9 @@ def test_the_order_of_computation_does_not_matter(store: Store, tmp_path: Path) 
     assert results[0][1] == {"rows": 5}
 
 
-@pytest.mark.parametrize("damage", ["missing object", "short object", "broken record", "foreign record", "lost record"])
+@pytest.mark.parametrize(
+    "damage", ["missing object", "short object", "broken record", "edited record", "foreign record", "lost record"]
+)
 def test_a_damaged_chunk_is_computed_again(store: Store, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     fill(store)
     record = f"{SPEC.path}/chunks/00002.json"
@@ -80,12 +83,32 @@ def test_a_damaged_chunk_is_computed_again(store: Store, damage: str, caplog: py
             object_of(store, 2).write_bytes(b"short")
         case "broken record":
             store.write_bytes(record, store.read_bytes(record)[:40])
+        case "edited record":
+            store.write_json(record, store.read_json(record) | {"counts": {"rows": 1000}})
         case "foreign record":
             store.write_json(record, store.read_json(record) | {"spec_hash": "0" * 32})
         case "lost record":
             store.remove(record)
     assert fill(store) == [2]
+    ctx = context(store)
+    assert list(ctx.chunks(5)) == []
+    assert ctx.results()[1] == {"rows": 5}
     assert ("anew" in caplog.text) == (damage != "lost record")
+    assert fill(store) == []
+
+
+def test_chunks_of_another_processor_are_computed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A shard that goes on elsewhere never mixes the last bits of two machines, also when it is killed again."""
+    fill(store, stop_before=3)
+    here = provenance.processor("cpu")
+    assert [store.read_json(path)["processor"] for path in store.list(f"{SPEC.path}/chunks")] == [here] * 3
+    with monkeypatch.context() as other:
+        other.setattr(provenance, "device_name", lambda device: "Another CPU")
+        assert fill(store, stop_before=1) == [0]
+        assert f"3 chunks were computed on {here['name']} (cpu, " in caplog.text
+    assert fill(store) == [0, 3, 4]
     assert fill(store) == []
 
 

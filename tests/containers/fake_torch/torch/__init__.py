@@ -17,6 +17,7 @@ cuda = SimpleNamespace(
     device_count=lambda: len(_devices()),
     get_device_properties=lambda index: SimpleNamespace(uuid=_devices()[index].removeprefix("GPU-")),
     get_device_name=lambda device: "Imaginary GPU",
+    get_device_capability=lambda device: (0, 0),
     is_available=lambda: bool(_devices()),
     is_initialized=lambda: False,
 )
