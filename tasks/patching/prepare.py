@@ -16,7 +16,7 @@ from tasks.models.load import load_tokenizer
 from tasks.models.spec import ModelInfo
 from tasks.patching.first_tokens import first_tokens
 from tasks.patching.frame import encode
-from tasks.patching.group_prompts import contrast_prompts
+from tasks.patching.group_prompts import GroupPrompt, contrast_prompts
 from tasks.patching.spec import PrepareParams
 from tasks.sae.load import check_source
 from tasks.sae.load import fingerprint as sae_fingerprint
@@ -30,7 +30,7 @@ def run(ctx: ShardContext) -> None:
     tokenizer = load_tokenizer(p.model)
     prompts = {prompt.name: encode(tokenizer, prompt.text, p.scenario.frame) for prompt in p.scenario.prompts}
     groups = contrast_prompts(p.scenario.contrast, p.prompts_per_group, ctx.seed)
-    check_lengths(p, tokenizer, info, prompts, [prompt.text for prompt in groups])
+    check_lengths(p, tokenizer, info, prompts, groups)
     check_source(p.saes, info.d_model)
     choices = first_tokens(p.scenario, tokenizer)
     trained = p.saes.kind == "train"
@@ -64,23 +64,26 @@ def check_lengths(
     tokenizer: PreTrainedTokenizerBase,
     info: ModelInfo,
     prompts: dict[str, list[int]],
-    contrast_texts: list[str],
+    groups: list[GroupPrompt],
 ) -> None:
-    """Prompts and their answers must fit the model's context."""
-    if info.max_positions is None:
-        return
+    """Every prompt that any stage reads must fit the model's context, those that are sampled with their answers."""
     for name, tokens in prompts.items():
-        if len(tokens) + p.max_new_tokens > info.max_positions:
-            raise BadInput(
-                "trials.max_new_tokens",
-                p.max_new_tokens,
-                f"prompt {name!r} has {len(tokens)} tokens and the model reads {info.max_positions} in all",
-                f"use at most {max(info.max_positions - len(tokens), 0)}, or a shorter prompt",
-            )
-    longest = max(contrast_texts, key=len)
-    n = len(encode(tokenizer, longest, p.scenario.frame))
-    if n > info.max_positions:
-        raise BadInput(
-            "scenario.contrast", longest[:60], f"a prompt of {n} tokens; the model reads {info.max_positions}",
-            "shorten the prompts",
-        )  # fmt: skip
+        _check_length(f"scenario.prompts.{name}", tokens, tokenizer, info, room=p.max_new_tokens)
+    for prompt in groups:
+        tokens = encode(tokenizer, prompt.text, p.scenario.frame)
+        _check_length(f"scenario.contrast, group {prompt.group}", tokens, tokenizer, info, room=0)
+
+
+def _check_length(
+    field: str, tokens: list[int], tokenizer: PreTrainedTokenizerBase, info: ModelInfo, room: int
+) -> None:
+    if not tokens:
+        raise BadInput(field, "", "the model's tokenizer makes no token of this prompt", "write more, or a frame")
+    if info.max_positions is None or len(tokens) + room <= info.max_positions:
+        return
+    remedy = "shorten the prompt"
+    if len(tokens) < info.max_positions:
+        remedy += f", or use trials.max_new_tokens of at most {info.max_positions - len(tokens)}"
+    answer = f", its answer up to {room} more (trials.max_new_tokens)" if room else ""
+    problem = f"it has {len(tokens)} tokens in its frame{answer}; the model reads {info.max_positions} in all"
+    raise BadInput(field, tokenizer.decode(tokens), problem, remedy)

@@ -26,21 +26,25 @@ class Sequence:
     held_out: bool
 
 
-def sequences(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: int) -> list[Sequence]:
+def sequences(
+    tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: int, max_positions: int | None = None
+) -> list[Sequence]:
     """The study's texts up to their share of the budget of tokens, then prose; of both, every tenth is held out.
 
-    Prose is cut into sequences of LENGTH tokens, each with the special token in front that the tokenizer begins
-    with, if any. Longer texts are cut as well. When there are too many texts, a random choice is read.
+    Prose is cut into sequences of LENGTH tokens, or of the `max_positions` that the model reads if these are fewer,
+    each with the special token in front that the tokenizer begins with, if any. Longer texts are cut as well. When
+    there are too many texts, a random choice is read.
 
     Raises:
         BadInput: nothing to read, too little to hold some out, or other prose than the spec was written for.
     """
     settings = params.settings
+    length = min(LENGTH, max_positions or LENGTH)
     budget = settings.tokens
     share = settings.texts_share if settings.library_prose else 1.0
-    own = _within(_own(tokenizer, params, seed), int(budget * share))
+    own = _within(_own(tokenizer, params, seed, length), int(budget * share))
     left = budget - sum(map(len, own))
-    prose = _within(_prose(tokenizer, params), left) if settings.library_prose else []
+    prose = _within(_prose(tokenizer, params, length), left) if settings.library_prose else []
     read = [
         Sequence(tuple(tokens), is_own, held_out=i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
         for of_kind, is_own in ((own, True), (prose, False))
@@ -51,12 +55,12 @@ def sequences(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: 
             "settings.tokens",
             budget,
             f"{len(read)} sequences are too few: a tenth is held out to measure the quality",
-            f"read at least {HELD_OUT_EVERY * LENGTH} tokens, give more texts, or turn settings.library_prose on",
+            f"read at least {HELD_OUT_EVERY * length} tokens, give more texts, or turn settings.library_prose on",
         )
     return read
 
 
-def _own(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: int) -> list[list[int]]:
+def _own(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: int, length: int) -> list[list[int]]:
     """The study's texts as the model will read them, in random order."""
     rendered = []
     for text in params.texts:
@@ -66,11 +70,11 @@ def _own(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: int) 
         else:
             rendered.append(render(tokenizer, text + params.answer_prefix))
     random.Random(seed).shuffle(rendered)
-    return [tokens[at : at + LENGTH] for tokens in rendered for at in range(0, len(tokens), LENGTH)]
+    return [tokens[at : at + length] for tokens in rendered for at in range(0, len(tokens), length)]
 
 
-def _prose(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams) -> Iterator[list[int]]:
-    """Sequences of LENGTH tokens, cut across the ends of topics; tokenized only as far as they are asked for."""
+def _prose(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, length: int) -> Iterator[list[int]]:
+    """Sequences of `length` tokens, cut across the ends of topics; tokenized only as far as they are asked for."""
     if params.corpus_fingerprint != library_fingerprint():
         raise BadInput(
             "corpus_fingerprint",
@@ -82,8 +86,8 @@ def _prose(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams) -> Iterat
     waiting: list[int] = []
     for topic in library_prose():
         waiting += tokenizer(topic + "\n\n", add_special_tokens=False)["input_ids"]
-        while len(waiting) >= LENGTH - len(first):
-            cut = LENGTH - len(first)
+        cut = length - len(first)
+        while len(waiting) >= cut:
             yield [*first, *waiting[:cut]]
             waiting = waiting[cut:]
 

@@ -193,7 +193,7 @@ def _read(ctx: ShardContext, progress: Progress) -> Harvest:
     harvest.remove_abandoned()
     model = p.model.model_copy(update={"dtype": p.settings.precision})
     loaded = load(model, ctx.runtime.device, p.model_fingerprint)
-    read = sequences(loaded.tokenizer, p, ctx.seed)
+    read = sequences(loaded.tokenizer, p, ctx.seed, describe(p.model).max_positions)
     n_read = sum(len(sequence.tokens) for sequence in read)
     n_trained = sum(len(sequence.tokens) - 1 for sequence in read if not sequence.held_out)
     progress.total = n_read + len(p.layers) * p.settings.epochs * n_trained

@@ -96,4 +96,4 @@ class SaeTrainParams(BaseModel):
     """`tasks.sae.corpus.library_fingerprint()`: another embedded prose is refused."""
 
 
-KINDS = (TaskKind(name="sae.train", version=1, params=SaeTrainParams, entry="tasks.sae.run:run"),)
+KINDS = (TaskKind(name="sae.train", version=2, params=SaeTrainParams, entry="tasks.sae.run:run"),)

@@ -71,6 +71,15 @@ def test_long_texts_are_cut(params: SaeTrainParams, tokenizer: PreTrainedTokeniz
     assert {len(s.tokens) for s in read[:-1]} == {LENGTH}
 
 
+def test_sequences_fit_a_model_of_few_positions(params: SaeTrainParams, tokenizer: PreTrainedTokenizerBase) -> None:
+    long = params.model_copy(update={"texts": ["word " * 2000]})
+    read = sequences(tokenizer, long, seed=0, max_positions=100)
+    assert {of_own: max(len(s.tokens) for s in read if s.own == of_own) for of_own in (True, False)} == {
+        True: 100,
+        False: 100,
+    }
+
+
 def test_too_many_texts_are_chosen_from_at_random(params: SaeTrainParams, tokenizer: PreTrainedTokenizerBase) -> None:
     few = change(params, tokens=5_000, texts_share=0.05)
     chosen = [[s for s in sequences(tokenizer, few, seed) if s.own] for seed in (0, 0, 1)]
