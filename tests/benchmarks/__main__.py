@@ -16,7 +16,8 @@ import platform
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+
+from tests.benchmarks.rows import table
 
 FOLDER = Path(__file__).parent
 OUT = Path("bench")
@@ -43,16 +44,6 @@ def main(names: list[str]) -> int:
     (OUT / "results.md").write_text(f"{machine()}\n\n{text}")
     print(f"\n{machine()}\n{text}")
     return 0 if all(row["holds"] is not False for row in rows) else 1
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    mark = {True: "holds", False: "MISSED", None: ""}
-    lines = ["| benchmark | value | unit | target | | note |", "|---|---:|---|---|---|---|"]
-    for row in rows:
-        value = "" if row["value"] is None else f"{row['value']:g}"
-        cells = (row["name"], value, row["unit"], row["target"] or "", mark[row["holds"]], row.get("note", ""))
-        lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
 
 
 def machine() -> str:

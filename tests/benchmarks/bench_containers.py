@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import NO_TELEMETRY, QUIET_CONSOLE, started_api
-from tests.benchmarks.workload import row
+from tests.benchmarks.rows import row
 from tests.containers.engine import FLOWS_IMAGE, engine, toy_execution
 
 SLOTS = 4
@@ -31,7 +31,7 @@ MIN_BUSY = 0.9
 
 
 def run() -> list[dict[str, Any]]:
-    """Results as ``{name, value, unit, target, holds}``."""
+    """Rows of the table."""
     names = (
         "containers: from the lease of a slot to the shard's first word",
         "containers: the same for a subprocess",

@@ -20,6 +20,7 @@ from tasks.engines.torch_engine import TorchEngine
 from tasks.models.layout import block_output, replace_block_output
 from tasks.models.load import LoadedModel, load
 from tasks.models.spec import ModelRef
+from tests.benchmarks.rows import row
 from tests.benchmarks.workload import (
     alternating,
     exhaust,
@@ -27,7 +28,6 @@ from tests.benchmarks.workload import (
     median_ratio,
     original_step,
     random_sae,
-    row,
     seconds_of,
     trials_per_second,
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.server import NO_TELEMETRY, QUIET_CONSOLE, started_api
+from tests.benchmarks.rows import row
 
 FINISHED_SHARDS = 1000
 EMPTY_SHARDS = 200
@@ -23,7 +24,7 @@ MAX_OVERHEAD_MS = 50.0
 
 
 def run() -> list[dict[str, Any]]:
-    """Results as ``{name, value, unit, target, holds}``."""
+    """Rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         environment = {
@@ -47,16 +48,11 @@ def run() -> list[dict[str, Any]]:
         write_finished(store)
         found, whole = in_a_fresh_process("find")
     return [
-        _result("fan-out: overhead per shard, around its process", 1000 * empty, "ms", MAX_OVERHEAD_MS),
-        _result("fan-out: overhead per shard found finished", 1000 * found, "ms", MAX_OVERHEAD_MS),
-        _result(f"fan-out: a run that finds {FINISHED_SHARDS:,} finished shards", whole, "s", MAX_SECONDS_TO_FIND),
-        _result("fan-out: one no-op shard after the other, process and all", 1000 * real, "ms", None),
+        row("fan-out: overhead per shard, around its process", 1000 * empty, "ms", at_most=MAX_OVERHEAD_MS),
+        row("fan-out: overhead per shard found finished", 1000 * found, "ms", at_most=MAX_OVERHEAD_MS),
+        row(f"fan-out: a run that finds {FINISHED_SHARDS:,} finished shards", whole, "s", at_most=MAX_SECONDS_TO_FIND),
+        row("fan-out: one no-op shard after the other, process and all", 1000 * real, "ms"),
     ]
-
-
-def _result(name: str, value: float, unit: str, most: float | None) -> dict[str, Any]:
-    target, holds = (None, None) if most is None else (f"<= {most:g}", value <= most)
-    return {"name": name, "value": value, "unit": unit, "target": target, "holds": holds}
 
 
 def finished_specs() -> list[Any]:

@@ -19,6 +19,7 @@ from tasks.engines.interface import Capture, Cell, Edit
 from tasks.engines.torch_engine import TorchEngine
 from tasks.models.layout import Layout
 from tests.benchmarks.roofline import Device, decode_seconds
+from tests.benchmarks.rows import row
 from tests.benchmarks.workload import (
     alternating,
     exhaust,
@@ -27,7 +28,6 @@ from tests.benchmarks.workload import (
     original_step,
     random_bank,
     random_sae,
-    row,
     seconds_of,
     trials_per_second,
 )

@@ -28,7 +28,8 @@ from tasks.outliers.spec import SITES, Criteria, Site
 from tasks.outliers.state import SiteState
 from tasks.sae.corpus import library_prose
 from tests.benchmarks.bench_gpu import LLAMA_3_1_8B, SMALL, random_llama
-from tests.benchmarks.workload import alternating, row
+from tests.benchmarks.rows import row
+from tests.benchmarks.workload import alternating
 from tests.outliers.old_layout import find_outliers, systematic_outliers
 
 LENGTH, BATCH, ROUNDS = 512, 8, 9

