@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import fsspec
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import DryRunError
-from xxhash import xxh3_128
+from xxhash import xxh3_64_hexdigest, xxh3_128
 
 from tasks.errors import BadInput, TransientError
 from tasks.models import hub, remote
@@ -144,7 +144,8 @@ class UrlPlace:
         before = self.fingerprint(folder, files)
         url = urlsplit(self.root)
         below = _join(f"{url.netloc}{url.path}", folder).strip("/")  # some formats name the layer in the path only
-        return build_once(f"saes/{before}", download) / below
+        # of the place too: files of one content lie in many folders, as the configurations of all layers often do
+        return build_once(f"saes/{before}-{xxh3_64_hexdigest(below.encode())}", download) / below
 
     def fingerprint(self, folder: str, files: Sequence[str]) -> str:
         digest = xxh3_128()

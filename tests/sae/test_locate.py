@@ -156,6 +156,23 @@ def test_formats_that_name_the_layer_in_their_path_only(tmp_path: Path) -> None:
         memory.rm("/sparsify-test", recursive=True)
 
 
+def test_layers_whose_files_are_byte_identical(tmp_path: Path) -> None:
+    """Of one configuration, as every layer of a sparsify run has; and of one content, as a copied run has."""
+    memory = fsspec.filesystem("memory")
+    for layer, seed in ((8, 1), (9, 2)):
+        checkpoints.sparsify(tmp_path / f"layers.{layer}", seed=seed)
+    try:
+        for run in ("step_1000", "step_2000"):
+            memory.put(f"{tmp_path}/", f"/identical-test/{run}/", recursive=True)
+            source = SaeSource(kind="sparsify", location=f"memory://identical-test/{run}", layers=[8, 9])
+            check_source(source, checkpoints.D_MODEL)
+            same(source, 8, seed=1)
+            same(source, 9, seed=2)
+            assert fingerprint(source, 8) != fingerprint(source, 9)
+    finally:
+        memory.rm("/identical-test", recursive=True)
+
+
 @pytest.mark.parametrize("where", ["folder", "url"])
 def test_fingerprint_follows_the_content(tmp_path: Path, where: str) -> None:
     folder = checkpoints.saelens(tmp_path / "sae", seed=0)
@@ -205,3 +222,14 @@ def test_a_collection_in_s3(collection: Path, s3_url: str, s3_server: S3Server) 
     same(source, 1, seed=11)
     with pytest.raises(BadInput, match="no folder for layer 2"):
         check_source(SaeSource(kind="llama_scope", location=f"{s3_url}/nowhere", layers=[2]))
+
+
+def test_byte_identical_configurations_in_s3(tmp_path: Path, s3_url: str, s3_server: S3Server) -> None:
+    for layer, seed in ((8, 1), (9, 2)):
+        s3_server.filesystem().put(
+            str(checkpoints.sparsify(tmp_path / f"layers.{layer}", seed=seed)), f"{s3_url}/run/", recursive=True
+        )
+    source = SaeSource(kind="sparsify", location=f"{s3_url}/run", layers=[8, 9])
+    check_source(source, checkpoints.D_MODEL)
+    same(source, 8, seed=1)
+    same(source, 9, seed=2)
