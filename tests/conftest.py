@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tests.default_signals
+
 import tests.interpreted_triton  # noqa: F401  isort: skip
 
 import itertools
