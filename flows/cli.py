@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prefect import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from tasks.documents import MOST_BYTES, parse_json, parse_yaml
 from tasks.errors import BadInput
 
 CONFIG = "config"
+MOST_COMPLAINTS = 10
 
 
 class BadParameters(ValueError):
@@ -52,11 +54,42 @@ def parse(flow: Flow[..., Any], arguments: Sequence[str], program: str) -> dict[
     source = CliSettingsSource(_flags(flow), root_parser=parser)
     options = vars(parser.parse_args(arguments))
     config = options.pop(CONFIG)
-    given = source(parsed_args=options)()
+    given = _given(source, options)
     chosen = _Fields({name: p.default for name, p in _signature(flow).items() if p.default is not p.empty})
     for layer in (_read(Path(config)) if config else {}, given):
         chosen = _overlay(chosen, layer)
     return _validated(flow, chosen)
+
+
+def _given(source: CliSettingsSource[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What the flags say. Groups, lists and mappings are JSON, which pydantic-settings takes apart."""
+    for name, texts in options.items():
+        for text in texts if isinstance(texts, list) else [texts]:
+            if isinstance(text, str) and text[:1] in ("{", "["):
+                _check_json(name, text)
+    try:
+        return source(parsed_args=options)()
+    except (SettingsError, RecursionError):
+        for name, value in options.items():
+            try:
+                source(parsed_args={name: value})()
+            except (SettingsError, RecursionError) as error:
+                given = value[0] if isinstance(value, list) and len(value) == 1 else value
+                group = any(other.startswith(f"{name}.") for other in options)
+                remedy = f"set a field by --{name}.FIELD, or write JSON" if group else "write JSON, or a,b for a list"
+                raise BadInput(name, given, "can't be read as JSON, or as plain values", remedy) from error
+        raise
+
+
+def _check_json(name: str, text: str) -> None:
+    """Refuse what JSON readers silently accept: keys given twice, NaN."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return  # perhaps a list of plain values
+    except RecursionError:
+        pass
+    parse_json(text, name, text)
 
 
 def _signature(flow: Flow[..., Any]) -> dict[str, inspect.Parameter]:
@@ -83,14 +116,16 @@ def _flags(flow: Flow[..., Any]) -> type[BaseSettings]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    field = f"--{CONFIG}"
     try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise BadInput(f"--{CONFIG}", str(path), str(error.strerror), "give the path of a YAML file") from error
-    except yaml.YAMLError as error:
-        raise BadInput(f"--{CONFIG}", str(path), f"this is no YAML: {error}", "correct the file") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"--{CONFIG}", str(path), "holds no parameters", "write `name: value` lines")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        problem = str(getattr(error, "strerror", None) or error)
+        raise BadInput(field, str(path), problem, "give the path of a YAML file") from error
+    content = parse_yaml(data, field, str(path))
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise BadInput(field, str(path), "holds no parameters", "write `name: value` lines")
     return content
 
 
@@ -108,12 +143,9 @@ def _validated(flow: Flow[..., Any], values: dict[str, Any]) -> dict[str, Any]:
     try:
         parameters = model.model_validate(values)
     except ValidationError as error:
-        raise BadParameters("\n".join(map(_line, error.errors()))) from error
+        complaints = error.errors(include_url=False)
+        lines = [str(BadInput.from_complaint(complaint)) for complaint in complaints[:MOST_COMPLAINTS]]
+        if len(complaints) > len(lines):
+            lines.append(f"and {len(complaints) - len(lines):,} more such errors")
+        raise BadParameters("\n".join(lines)) from error
     return {name: getattr(parameters, name) for name in model.model_fields}
-
-
-def _line(problem: Any) -> str:
-    """ "trials.trials_per_cell = '0': Input should be greater than or equal to 1" """
-    field = ".".join(map(str, problem["loc"]))
-    value = "" if isinstance(problem["input"], dict | BaseModel) else f" = {problem['input']!r}"
-    return f"{field}{value}: {problem['msg'].removeprefix('Value error, ')}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.launchers.base import Launcher
 from flows.launchers.settings import ContainerSettings, DockerSettings, KubernetesSettings
+from tasks.spec import LARGEST_BATCH
 
 StoreLocation = Annotated[str, Field(min_length=1)]
 """A folder or a URL. An empty one would be the folder in which a worker happens to run."""
@@ -16,7 +17,7 @@ StoreLocation = Annotated[str, Field(min_length=1)]
 class Execution(BaseModel):
     """Where and how the work runs. Nothing here changes a result, but for the engine that `auto` comes to."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     launcher: Literal["process", "docker", "kubernetes"] = Field(
         "process",
@@ -31,17 +32,20 @@ class Execution(BaseModel):
     slots: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="Places for shards: GPUs, of which a shard takes one or as many as its model asks for, or shares "
         "of the CPU. Empty: every GPU, or one place for every two cores; in Kubernetes, eight jobs at a time.",
     )
     threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="CPU threads of each shard. Empty: the cores, shared evenly by the slots.",
     )
     batch_size: int | None = Field(
         None,
         ge=1,
+        le=LARGEST_BATCH,
         description="Sequences in one forward pass. Empty: what suits the device; "
         "it is halved by itself when memory runs out.",
     )
@@ -55,6 +59,7 @@ class Execution(BaseModel):
     timeout_minutes: float | None = Field(
         None,
         gt=0,
+        le=525_600,
         description="An attempt at a shard that takes longer is stopped; the next one goes on from its last chunk. "
         "Empty: no limit.",
     )

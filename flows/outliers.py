@@ -22,6 +22,7 @@ from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
 from tasks.outliers.spec import AblationSettings, Criteria, Site, TextSource
+from tasks.spec import LARGEST_BATCH, Seed
 
 DEFAULTS = OutlierSettings()
 EXECUTION = Execution()
@@ -38,9 +39,9 @@ async def outliers(
     text: TextSource = DEFAULTS.text,
     sites: Annotated[list[Site], Field(min_length=1)] = DEFAULTS.sites,
     criteria: Criteria = DEFAULTS.criteria,
-    batch_size: Annotated[int, Field(ge=1)] = DEFAULTS.batch_size,
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = DEFAULTS.batch_size,
     ablation: AblationSettings = DEFAULTS.ablation,
-    seed: Annotated[int, Field(ge=0)] = DEFAULTS.seed,
+    seed: Seed = DEFAULTS.seed,
     store: StoreLocation = "runs/store",
     execution: Execution = EXECUTION,
 ) -> Outcome:

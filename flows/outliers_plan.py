@@ -22,7 +22,7 @@ from tasks.models.spec import ModelRef
 from tasks.outliers import spec as kinds
 from tasks.outliers.spec import SITES, AblationSettings, Criteria, Site, TextSource
 from tasks.report import spec as report
-from tasks.spec import TaskSpec
+from tasks.spec import LARGEST_BATCH, Seed, TaskSpec
 
 # A scan is cut where the pieces are worth it. A shard loads the model, and on a GPU that takes as long as reading some
 # 100,000 tokens, whatever the model: both times grow with its parameters (bytes from a disk at 1 GB/s, operations at a
@@ -47,7 +47,10 @@ class SweepModel(ModelRef):
         description="GPUs that a shard of it gets, for a model that one GPU does not hold; without a meaning on a CPU",
     )
     batch_size: int | None = Field(
-        None, ge=1, description="Sequences in one forward pass of this model; that of the study when empty"
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="Sequences in one forward pass of this model; that of the study when empty",
     )
 
     @model_validator(mode="before")
@@ -68,15 +71,15 @@ class SweepModel(ModelRef):
 class OutlierSettings(BaseModel):
     """Everything an outlier study depends on."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     models: list[SweepModel] = Field([SweepModel()], min_length=1)
     text: TextSource = TextSource()
     sites: list[Site] = Field(list(SITES), min_length=1)
     criteria: Criteria = Criteria()
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(8, ge=1, le=LARGEST_BATCH)
     ablation: AblationSettings = AblationSettings()
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from tasks.patching.spec import (
     WordsSettings,
 )
 from tasks.sae.spec import SaeSource
+from tasks.spec import Seed
 
 DEFAULTS = StudySettings(saes=SaeSource())
 EXECUTION = Execution()
@@ -77,7 +78,7 @@ async def patching(
     confirm: ConfirmSettings = DEFAULTS.confirm,
     verdict: VerdictSettings = DEFAULTS.verdict,
     words: WordsSettings = DEFAULTS.words,
-    seed: int = DEFAULTS.seed,
+    seed: Seed = DEFAULTS.seed,
     store: StoreLocation = "runs/store",
     execution: Execution = EXECUTION,
 ) -> Outcome:

@@ -6,11 +6,30 @@ that stored data is not what its manifest promises. Everything else is a bug.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 VALUE_LENGTH_SHOWN = 200
+TEXT_LENGTH_SHOWN = 1000
+NOT_SHOWN = object()
+"""Value of a group of settings that are wrong together: the problem names those that matter."""
+
+
+def shortened(text: str, length: int = VALUE_LENGTH_SHOWN) -> str:
+    """``text`` with what is beyond ``length`` characters left out."""
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def shown(value: Any) -> str:
+    """``value`` as messages show it: on one line, and not at megabytes' length."""
+    if isinstance(value, str | bytes):  # cut first: a representation of all of it may cost more than there is
+        return shortened(repr(value[: VALUE_LENGTH_SHOWN + 1]))
+    try:
+        return shortened(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, say, or lists within lists
+        return f"<{type(value).__name__}>"
 
 
 class BadInput(ValueError):
@@ -31,26 +50,31 @@ class BadInput(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        if len(shown) > VALUE_LENGTH_SHOWN:
-            shown = shown[:VALUE_LENGTH_SHOWN] + "..."
-        return f"{self.field} = {shown}: {self.problem}; {self.remedy}"
+        problem, remedy = (shortened(" ".join(text.split()), TEXT_LENGTH_SHOWN) for text in (self.problem, self.remedy))
+        value = "" if self.value is NOT_SHOWN else f" = {shown(self.value)}"
+        return f"{self.field}{value}: {problem}; {remedy}"
 
     @classmethod
     def from_validation(cls, error: ValidationError, prefix: str = "params") -> BadInput:
         """The first complaint of pydantic, with the others counted."""
         first, *others = error.errors(include_url=False)
-        raised = first.get("ctx", {}).get("error")
+        more = f" (and {len(others)} more such errors)" if others else ""
+        return cls.from_complaint(first, prefix, more)
+
+    @classmethod
+    def from_complaint(cls, complaint: Mapping[str, Any], prefix: str = "", more: str = "") -> BadInput:
+        """One of pydantic's complaints (``ValidationError.errors()``); ``more`` ends its remedy."""
+        raised = complaint.get("ctx", {}).get("error")
         if isinstance(raised, BadInput):
             return raised
-        location = ".".join(str(part) for part in (prefix, *first["loc"]))
-        more = f" (and {len(others)} more such errors)" if others else ""
-        if first["type"] == "missing":
-            return cls(location, None, "is missing", f"give it a value{more}")
-        if first["type"] == "extra_forbidden":
-            return cls(location, first["input"], "there is no such field", f"remove it or correct its name{more}")
-        message = first["msg"].removeprefix("Value error, ")
-        return cls(location, first["input"], "can't be used", message[:1].lower() + message[1:] + more)
+        field = ".".join(shortened(str(part)) for part in ((prefix,) if prefix else ()) + complaint["loc"])
+        if complaint["type"] == "missing":
+            return cls(field, None, "is missing", f"give it a value{more}")
+        if complaint["type"] == "extra_forbidden":
+            return cls(field, complaint["input"], "there is no such field", f"remove it or correct its name{more}")
+        message = complaint["msg"].removeprefix("Value error, ")
+        value = NOT_SHOWN if raised and isinstance(complaint["input"], Mapping | BaseModel) else complaint["input"]
+        return cls(field, value, "can't be used", message[:1].lower() + message[1:] + more)
 
 
 class StoreError(BadInput):

@@ -6,15 +6,21 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks.errors import BadInput
 
 HASH_LENGTH = 32
 
 Inputs = Mapping[str, "InputRef | Sequence[InputRef]"]
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""A run's seed, from which every random number derives."""
+
+LARGEST_BATCH = 65_536
+"""Sequences in one forward pass."""
 
 TORCH = "torch"
 """The environment that most shards run in: the installed extra `tasks`."""

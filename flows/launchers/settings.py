@@ -8,6 +8,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from tasks.errors import shown
+
+LARGEST_SIZE = 2**60
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -18,9 +21,10 @@ def size_in_bytes(text: str) -> int:
         ValueError: it is no size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None or (size := int(float(match[1]) * _UNITS[match[2].upper()])) == 0:
-        raise ValueError(f"{text!r} is no size; write 16GiB or 512MiB")
-    return size
+    size = float(match[1]) * _UNITS[match[2].upper()] if match else 0
+    if not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"{shown(text)} is no size; write 16GiB or 512MiB")
+    return int(size)
 
 
 def _size(text: str) -> str:

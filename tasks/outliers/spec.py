@@ -20,6 +20,8 @@ SITES: tuple[Site, ...] = ("norms", "residual")
 Criterion = Literal["absolute", "relative", "massive"]
 CRITERIA: tuple[Criterion, ...] = ("absolute", "relative", "massive")
 """Order of the criteria wherever arrays have an axis for them."""
+LARGEST = 1e12
+"""Of a criterion: far above any activation, and no trouble in float32."""
 ABSOLUTE, RELATIVE, MASSIVE = range(len(CRITERIA))
 
 
@@ -31,7 +33,7 @@ def headline_site(watched: Collection[str]) -> Site:
 class TextSource(BaseModel):
     """Text to read, and how it becomes sequences of tokens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     location: str = Field(
         PROSE,
@@ -61,9 +63,11 @@ class TextSource(BaseModel):
 class Criteria(BaseModel):
     """When an activation is an outlier, and when a dimension is a systematic one (LLM.int8(), arXiv 2208.07339)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    threshold: float = Field(6.0, gt=0, description="An activation of at least this magnitude is an outlier")
+    threshold: float = Field(
+        6.0, gt=0, le=LARGEST, description="An activation of at least this magnitude is an outlier"
+    )
     layer_share: float = Field(
         0.25, gt=0, le=1, description="A systematic dimension has outliers at this share of the watched points, or more"
     )
@@ -78,11 +82,17 @@ class Criteria(BaseModel):
     relative_threshold: float = Field(
         6.0,
         gt=0,
+        le=LARGEST,
         description="The scale-free companion: an activation of at least so many times its token's root mean square",
     )
-    massive_magnitude: float = Field(100.0, gt=0, description="A massive activation is larger than this magnitude")
+    massive_magnitude: float = Field(
+        100.0, gt=0, le=LARGEST, description="A massive activation is larger than this magnitude"
+    )
     massive_ratio: float = Field(
-        1000.0, gt=0, description="... and at least so many times its token's median magnitude (arXiv 2402.17762)"
+        1000.0,
+        gt=0,
+        le=LARGEST,
+        description="... and at least so many times its token's median magnitude (arXiv 2402.17762)",
     )
 
     @property
@@ -94,13 +104,14 @@ class Criteria(BaseModel):
 class AblationSettings(BaseModel):
     """The functional check: what the model loses when the found dimensions are set to zero."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     enabled: bool = Field(True, description="Measure perplexity with the found dimensions, and random ones, at zero")
-    sequences: int = Field(16, ge=1, description="Sequences to measure on: the first ones")
+    sequences: int = Field(16, ge=1, le=1_000_000, description="Sequences to measure on: the first ones")
     largest: int = Field(
         7,
         ge=1,
+        le=1_000_000,
         description="Besides all systematic dimensions, the so many of the largest magnitude are set to zero; where "
         "none is systematic, of those with any outlier",
     )

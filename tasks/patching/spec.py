@@ -10,7 +10,7 @@ Ranges are half-open: `start` <= index < `stop`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,7 +18,7 @@ from tasks.engines.choice import EngineChoice, EngineName
 from tasks.models.spec import ModelRef
 from tasks.patching.scenario import Contrast, Frame, Parser, Prompt, Scenario
 from tasks.sae.spec import SaeSource
-from tasks.spec import TaskKind
+from tasks.spec import Seed, TaskKind
 
 Scope = Literal["last", "decode", "all"]
 Mode = Literal["keep_error", "reconstruct"]
@@ -27,7 +27,7 @@ Arm = Literal["baseline", "reconstruction", "feature", "random"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # What a user chooses
@@ -58,13 +58,13 @@ class ContrastSettings(_Model):
         None, gt=0, le=1, description="Candidates need a q-value (over all features of all layers) up to this."
     )
     max_p: float | None = Field(None, gt=0, le=1, description="Candidates need a p-value up to this.")
-    min_abs_d: float | None = Field(None, ge=0, description="Candidates need at least this |Cohen's d|.")
+    min_abs_d: float | None = Field(None, ge=0, le=1e6, description="Candidates need at least this |Cohen's d|.")
 
 
 class ScreenSettings(_Model):
     """Exact probabilities of each choice under every edit, from the logits of the first answer token."""
 
-    doses: list[float] = Field(
+    doses: list[Annotated[float, Field(ge=-1000, le=1000)]] = Field(
         [-1.0, 0.0, 0.5, 1.0, 2.0],
         min_length=2,
         max_length=25,
@@ -169,7 +169,7 @@ class WordsSettings(_Model):
         0.05, gt=0, lt=1, description="False discovery rate over words, features and contrasts; level of intervals."
     )
     min_responses: int = Field(
-        5, ge=1, description="A word is tested if at least this many responses of a contrast hold it."
+        5, ge=1, le=10**9, description="A word is tested if at least this many responses of a contrast hold it."
     )
     text: Literal["answer", "whole"] = Field(
         "answer",
@@ -183,7 +183,7 @@ class StudySettings(_Model):
     model: ModelRef = ModelRef()
     saes: SaeSource = SaeSource()
     scenario: ScenarioRef = ScenarioRef()
-    seed: int = Field(0, ge=0, lt=2**63, description="Run seed; every random number of the study derives from it.")
+    seed: Seed = Field(0, description="Run seed; every random number of the study derives from it.")
     contrast: ContrastSettings = ContrastSettings()
     screen: ScreenSettings = ScreenSettings()
     selection: SelectionSettings = SelectionSettings()

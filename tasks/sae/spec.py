@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,13 +18,13 @@ DEFAULT_LAYERS = (8, 14, 20, 26)
 class TrainSettings(BaseModel):
     """How small BatchTopK dictionaries are trained. The defaults suit the embedded model on a CPU."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    expansion: int = Field(8, ge=1, description="Features per dimension of the residual stream")
-    d_sae: int | None = Field(None, ge=2, description="Number of features; expansion x d_model when empty")
-    k: int = Field(32, ge=1, description="Features active per token, on average over a batch")
-    tokens: int = Field(100_000, ge=1, description="Tokens of text to read, a tenth of them held out")
-    epochs: int = Field(2, ge=1, description="Times that each token is trained on")
+    expansion: int = Field(8, ge=1, le=1024, description="Features per dimension of the residual stream")
+    d_sae: int | None = Field(None, ge=2, le=2**24, description="Number of features; expansion x d_model when empty")
+    k: int = Field(32, ge=1, le=100_000, description="Features active per token, on average over a batch")
+    tokens: int = Field(100_000, ge=1, le=10**10, description="Tokens of text to read, a tenth of them held out")
+    epochs: int = Field(2, ge=1, le=1000, description="Times that each token is trained on")
     library_prose: bool = Field(True, description="Read the embedded prose, topics of Python's documentation")
     texts_share: float = Field(
         0.3, gt=0, le=1, description="The study's own texts are at most this share of the tokens; all, without prose"
@@ -39,10 +39,10 @@ class TrainSettings(BaseModel):
 class SaeSource(BaseModel):
     """Dictionaries for the residual stream after blocks `layers` (0-based)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     kind: SaeKind = Field("train", description="File format of the dictionaries, or train: make small ones here")
-    layers: list[int] = Field(
+    layers: list[Annotated[int, Field(le=10_000)]] = Field(
         list(DEFAULT_LAYERS),
         min_length=1,
         description="Blocks, from 0, after which the residual stream is read and written",
@@ -78,7 +78,7 @@ class SaeSource(BaseModel):
 class SaeTrainParams(BaseModel):
     """Params of `sae.train`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: ModelRef
     model_fingerprint: str
