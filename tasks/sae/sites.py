@@ -12,12 +12,12 @@ import re
 from tasks.errors import BadInput
 
 _AFTER_BLOCK = (
-    re.compile(r"blocks\.(\d+)\.hook_resid_post"),
-    re.compile(r"(?:[a-z_]+\.)*(?:layers|h|blocks|block|layer)\.(\d+)(?:\.output)?"),
-    re.compile(r"(?:layers|layer)_(\d+)"),
-    re.compile(r"resid_post_layer_(\d+)"),
+    re.compile(r"blocks\.(\d{1,6})\.hook_resid_post"),
+    re.compile(r"(?:[a-z_]+\.)*(?:layers|h|blocks|block|layer)\.(\d{1,6})(?:\.output)?"),
+    re.compile(r"(?:layers|layer)_(\d{1,6})"),
+    re.compile(r"resid_post_layer_(\d{1,6})"),
 )
-_BEFORE_BLOCK = re.compile(r"blocks\.(\d+)\.hook_resid_pre")
+_BEFORE_BLOCK = re.compile(r"blocks\.(\d{1,6})\.hook_resid_pre")
 _OTHER_SITES = (
     ("hook_resid_mid", "the residual stream between attention and MLP"),
     ("attn", "inside or at the output of attention"),

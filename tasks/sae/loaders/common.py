@@ -1,19 +1,15 @@
-"""What the loaders share: reading files, refusing what can't be used, putting the canonical SAE together."""
+"""What the loaders share: refusing what can't be used, putting the canonical SAE together."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.errors import BadInput
+from tasks.sae.loaders.files import all_finite
 from tasks.sae.places import FIELD
 from tasks.sae.sae import SAE, Gate, Threshold, TopK
 
@@ -24,41 +20,6 @@ class Dims:
 
     d_model: int | None
     d_sae: int | None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises BadInput for a file that is not a JSON object."""
-    try:
-        content = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(FIELD, str(path), f"is not JSON ({error})", "download it again") from error
-    if not isinstance(content, dict):
-        raise BadInput(FIELD, str(path), "is not a JSON object", "check saes.kind")
-    return content
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, in the file's precision. Raises BadInput for a broken file."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise BadInput(FIELD, str(path), f"is not a safetensors file ({error})", "download it again") from error
-
-
-def need(config: Mapping[str, Any], key: str, path: Path) -> Any:
-    """config[key]; raises BadInput when it is missing."""
-    if config.get(key) is None:
-        raise BadInput(FIELD, str(path), f"has no {key}", "check saes.kind: the file is not of this format")
-    return config[key]
-
-
-def take(tensors: Mapping[str, Tensor], names: Iterable[str], path: Path) -> list[Tensor]:
-    """The tensors of these names as float32; raises BadInput when one is missing."""
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        has = ", ".join(sorted(tensors))
-        raise BadInput(FIELD, str(path), f"has no tensor {missing[0]}; it has {has}", "check saes.kind")
-    return [tensors[name].float() for name in names]
 
 
 def refuse(path: Path, what: str, why: str, remedy: str = "use another dictionary") -> BadInput:
@@ -93,12 +54,20 @@ def canonical(
     centred: the format encodes x - b_dec. Folded: b_enc - b_dec @ W_enc.
     unit_decoder: the format's own activations are those of unit decoder rows. Folded: W_enc * n, b_enc * n,
         W_dec / n with n = |W_dec rows|; a threshold must already be in that unit.
+    Raises BadInput where folding leaves float32.
     """
     if centred:
         b_enc = (b_enc.double() - b_dec.double() @ W_enc.double()).float()
     if unit_decoder:
         n = decoder_norms(W_dec)
         W_enc, b_enc, W_dec = W_enc * n, b_enc * n, W_dec / n[:, None]
+    folded = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    if isinstance(gate, Threshold):
+        folded["threshold"] = gate.theta
+    for field, values in folded.items():
+        if not all_finite(values):
+            problem = f"{field} in residual units is too large for float32"
+            raise BadInput(FIELD, name, problem, "use another dictionary: this one's scales are broken")
     return SAE(layer, W_enc, b_enc, W_dec, b_dec, gate, name)
 
 
@@ -127,8 +96,8 @@ def fold_gated(W_enc: Tensor, r_mag: Tensor, b_gate: Tensor, b_mag: Tensor) -> t
     return W_enc * scale, b_mag, b_mag - scale * b_gate
 
 
-def topk(k: Any, d_sae: int, path: Path) -> TopK:
+def topk(k: int, d_sae: int, path: Path) -> TopK:
     """Raises BadInput for a k that is no number of features."""
-    if not isinstance(k, int) or not 0 < k <= d_sae:
-        raise BadInput(FIELD, str(path), f"has k = {k!r}", f"k must be 1 to {d_sae}; download it again")
+    if not 0 < k <= d_sae:
+        raise BadInput(FIELD, str(path), f"has k = {k}", f"k must be 1 to {d_sae}; download it again")
     return TopK(k)

@@ -7,17 +7,14 @@ folder does (`layer_20/width_16k/average_l0_71`), below a repository of one site
 from __future__ import annotations
 
 import re
-import zipfile
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from tasks.errors import BadInput
-from tasks.sae.loaders.common import Dims, canonical, refuse, take, threshold
+from tasks.sae.loaders.common import Dims, canonical, refuse, threshold
+from tasks.sae.loaders.files import matrix_shape, read_npz, take
 from tasks.sae.locate import Files
-from tasks.sae.places import FIELD
 from tasks.sae.sae import SAE
 
 FILES = Files("params.npz", "params.npz")
@@ -41,25 +38,19 @@ def check(folder: Path, layer: int) -> Dims:
             f"the folder {folder} is of layer {named[-1]}",
             f"correct the location for layer {layer}, or ask for layer {named[-1]}",
         )
-    shapes = {name: array.shape for name, array in _arrays(path).items()}
-    if len(shapes.get("W_enc", ())) != 2:
-        raise BadInput(FIELD, str(path), f"has no matrix W_enc, but {sorted(shapes)}", "check saes.kind")
-    return Dims(*shapes["W_enc"])
+    return Dims(*matrix_shape(_arrays(path), "W_enc", path))
 
 
 def load(folder: Path, layer: int, name: str) -> SAE:
     """Raises BadInput for files that are broken or of another layer."""
-    check(folder, layer)
+    dims = check(folder, layer)
     path = folder / FILES.weights
-    tensors: dict[str, Tensor] = {key: torch.from_numpy(array) for key, array in _arrays(path).items()}
-    W_enc, b_enc, W_dec, b_dec, theta = take(tensors, ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"), path)
+    d, width = dims.d_model, dims.d_sae
+    shapes = {"W_enc": (d, width), "b_enc": (width,), "W_dec": (width, d), "b_dec": (d,), "threshold": (width,)}
+    W_enc, b_enc, W_dec, b_dec, theta = take(_arrays(path), shapes, path)
     return canonical(layer, name, W_enc, b_enc, W_dec, b_dec, threshold(theta, b_enc))
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def _arrays(path: Path) -> dict[str, Tensor]:
     """All arrays by name; `w_enc` of some releases is called `W_enc`."""
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {"W" + key[1:] if key.startswith("w_") else key: data[key] for key in data}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise BadInput(FIELD, str(path), f"is not an npz file ({error})", "download it again") from error
+    return {"W" + key[1:] if key.startswith("w_") else key: array for key, array in read_npz(path).items()}

@@ -19,20 +19,9 @@ from typing import Any
 import torch
 
 from tasks.sae import sites
-from tasks.sae.loaders.common import (
-    Dims,
-    canonical,
-    fold_gated,
-    need,
-    per_token,
-    read_json,
-    read_safetensors,
-    refuse,
-    relu,
-    take,
-    threshold,
-    topk,
-)
+from tasks.sae.loaders.common import Dims, canonical, fold_gated, per_token, refuse, relu, threshold, topk
+from tasks.sae.loaders.fields import flag, section, whole, word
+from tasks.sae.loaders.files import read_json, read_safetensors, take
 from tasks.sae.locate import Files
 from tasks.sae.sae import SAE
 
@@ -41,6 +30,8 @@ FILES = Files("cfg.json", "sae_weights.safetensors", folders=("blocks.{layer}.ho
 BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated", *BATCH_TOPK)
 PER_TOKEN = ("layer_norm", "constant_norm_rescale")
+SCALING = ("scaling_factor", "finetuning_scaling_factor")
+"""Tensors of old files that decide nothing where they are 1."""
 _NOT_FOLDED = "the factor is not in the files; SAELens leaves it out without a word"
 
 
@@ -60,32 +51,36 @@ def check(folder: Path, layer: int) -> Dims:
     if normalize != "none":
         remedy = "fold it with SAELens (fold_activation_norm_scaling_factor), save the dictionary and load that"
         raise refuse(path, f"normalize_activations = {normalize!r}", _NOT_FOLDED, remedy)
-    return Dims(need(config, "d_in", path), need(config, "d_sae", path))
+    return Dims(config["d_in"], config["d_sae"])
 
 
 def load(folder: Path, layer: int, name: str) -> SAE:
     """Raises BadInput for files that are broken, of another layer, or can't be folded exactly."""
-    check(folder, layer)
+    dims = check(folder, layer)
     path, weights = folder / FILES.config, folder / FILES.weights
     config = _modern(read_json(path), path)
     tensors = read_safetensors(weights)
-    scaling = tensors.get("scaling_factor", tensors.get("finetuning_scaling_factor"))
-    if scaling is not None and not torch.allclose(scaling.float(), torch.ones(())):
-        raise refuse(weights, "scaling_factor", "a fine-tuned factor per feature is not supported by SAELens 6 either")
-    W_enc, W_dec, b_dec = take(tensors, ("W_enc", "W_dec", "b_dec"), weights)
+    d, width = dims.d_model, dims.d_sae
+    for key in SCALING:
+        if key in tensors and not torch.allclose(tensors[key].float(), torch.ones(())):
+            raise refuse(weights, key, "a fine-tuned factor per feature is not supported by SAELens 6 either")
     architecture = config["architecture"]
+    shapes = {"W_enc": (d, width), "W_dec": (width, d), "b_dec": (d,)} | {
+        "gated": {"r_mag": (width,), "b_gate": (width,), "b_mag": (width,)},
+        "jumprelu": {"b_enc": (width,), "threshold": (width,)},
+        "batchtopk": {"b_enc": (width,), "topk_threshold": ()},
+        "matryoshka_batchtopk": {"b_enc": (width,), "topk_threshold": ()},
+    }.get(architecture, {"b_enc": (width,)})
+    W_enc, W_dec, b_dec, *of_gate = take(tensors, shapes, weights, SCALING)
     if architecture == "gated":
-        W_enc, b_enc, theta = fold_gated(W_enc, *take(tensors, ("r_mag", "b_gate", "b_mag"), weights))
+        W_enc, b_enc, theta = fold_gated(W_enc, *of_gate)
         gate = threshold(theta, b_enc)
     else:
-        (b_enc,) = take(tensors, ["b_enc"], weights)
+        b_enc, *thetas = of_gate
         if architecture == "topk":
-            gate = topk(config["k"], W_enc.shape[1], path)
-        elif architecture == "standard":
-            gate = relu(b_enc)
+            gate = topk(whole(config, "k", path), width, path)
         else:
-            key = "topk_threshold" if architecture in BATCH_TOPK else "threshold"
-            gate = threshold(take(tensors, [key], weights)[0], b_enc)
+            gate = threshold(thetas[0], b_enc) if thetas else relu(b_enc)
     return canonical(
         layer,
         name,
@@ -102,32 +97,32 @@ def load(folder: Path, layer: int, name: str) -> SAE:
 def _modern(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The fields read here under their SAELens 6 names, with the defaults that SAELens gives to old files."""
     old = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
-    given = {old.get(key, key): value for key, value in config.items()}
-    given |= {key: value for key, value in (config.get("metadata") or {}).items() if value is not None}
-    kwargs = given.get("activation_fn_kwargs") or {}
-    activation = given.get("activation_fn") or "relu"
-    architecture = given.get("architecture") or "standard"
+    given = {old.get(key, key): value for key, value in config.items() if value is not None}
+    given |= {key: value for key, value in section(given, "metadata", path, {}).items() if value is not None}
+    kwargs = section(given, "activation_fn_kwargs", path, {})
+    activation = word(given, "activation_fn", path, "relu")
+    architecture = word(given, "architecture", path, "standard")
     if activation == "topk":
         activation, architecture = "relu", "topk"
     normalize = given.get("normalize_activations") or "none"
+    rescales = flag(given, "rescale_acts_by_decoder_norm", path, False)
     return {
         "architecture": architecture,
         "activation_fn": activation,
         "k": given.get("k", kwargs.get("k")),
-        "d_in": need(given, "d_in", path),
-        "d_sae": need(given, "d_sae", path),
+        "d_in": whole(given, "d_in", path),
+        "d_sae": whole(given, "d_sae", path),
         "hook_name": given.get("hook_name") or given.get("hf_hook_name"),
         "hook_head_index": given.get("hook_head_index"),
-        "model_kwargs": given.get("model_from_pretrained_kwargs") or {},
-        "apply_b_dec_to_input": given.get("apply_b_dec_to_input", True),
-        "rescale_acts_by_decoder_norm": architecture in ("topk", *BATCH_TOPK)
-        and given.get("rescale_acts_by_decoder_norm", False),
+        "model_kwargs": section(given, "model_from_pretrained_kwargs", path, {}),
+        "apply_b_dec_to_input": flag(given, "apply_b_dec_to_input", path, True),
+        "rescale_acts_by_decoder_norm": architecture in ("topk", *BATCH_TOPK) and rescales,
         "normalize_activations": "expected_average_only_in" if normalize is True else normalize,
     }
 
 
 def _check_site(config: dict[str, Any], path: Path, layer: int) -> None:
-    sites.check_layer(need(config, "hook_name", path), layer)
+    sites.check_layer(word(config, "hook_name", path), layer)
     if config["hook_head_index"] is not None:
         raise refuse(path, f"hook_head_index = {config['hook_head_index']}", "it reads one attention head")
     if config["model_kwargs"].get("center_writing_weights"):

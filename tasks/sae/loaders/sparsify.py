@@ -13,7 +13,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.sae import sites
-from tasks.sae.loaders.common import Dims, canonical, need, read_json, read_safetensors, refuse, take, topk
+from tasks.sae.loaders.common import Dims, canonical, refuse, topk
+from tasks.sae.loaders.fields import flag, n_features, whole, word
+from tasks.sae.loaders.files import read_json, read_safetensors, take
 from tasks.sae.locate import Files
 from tasks.sae.sae import SAE
 
@@ -25,6 +27,7 @@ _UNSUPPORTED = {
     "embed_skip": "its reconstruction depends on the embeddings",
     "gram_lookup": "its reconstruction depends on the tokens before",
     "signed": "it keeps negative activations",
+    "matching_pursuit": "it chooses its features one after another",
 }
 
 
@@ -34,21 +37,22 @@ def check(folder: Path, layer: int) -> Dims:
     config = read_json(path)
     sites.check_layer(folder.name, layer)
     for option, why in _UNSUPPORTED.items():
-        if config.get(option):
+        if flag(config, option, path, False):
             raise refuse(path, option, why)
-    activation = config.get("activation", "topk")
+    activation = word(config, "activation", path, "topk")
     if activation != "topk":
         raise refuse(path, f"activation {activation!r}", "only topk has a canonical form")
-    d_model = need(config, "d_in", path)
-    return Dims(d_model, config.get("num_latents") or d_model * need(config, "expansion_factor", path))
+    d_model = whole(config, "d_in", path)
+    return Dims(d_model, n_features(config, "num_latents", d_model, path))
 
 
 def load(folder: Path, layer: int, name: str) -> SAE:
     """Raises BadInput for files that are broken, of another layer, or can't be folded exactly."""
-    check(folder, layer)
+    dims = check(folder, layer)
     path = folder / FILES.config
     weights = folder / FILES.weights
-    names = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
-    encoder, b_enc, W_dec, b_dec = take(read_safetensors(weights), names, weights)
-    gate = topk(need(read_json(path), "k", path), encoder.shape[0], path)
+    d, width = dims.d_model, dims.d_sae
+    shapes = {"encoder.weight": (width, d), "encoder.bias": (width,), "W_dec": (width, d), "b_dec": (d,)}
+    encoder, b_enc, W_dec, b_dec = take(read_safetensors(weights), shapes, weights)
+    gate = topk(whole(read_json(path), "k", path), width, path)
     return canonical(layer, name, encoder.T, b_enc, W_dec, b_dec, gate, centred=True)
