@@ -28,11 +28,8 @@ export REQUIRE
 
 .PHONY: demo test test-vllm images locks lint serve bench clean
 
-# bfloat16 halves the time on a CPU that computes in it, and is slow on any other.
-DTYPE := $(shell grep -qE 'avx512_bf16|amx_bf16' /proc/cpuinfo 2>/dev/null && echo bfloat16 || echo float32)
-
 demo: $(READY)
-	$(BIN)/python -m flows patching --model.dtype $(DTYPE) $(ARGS)
+	$(BIN)/python -m flows patching $(ARGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)

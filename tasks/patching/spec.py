@@ -49,10 +49,10 @@ class ContrastSettings(_Model):
     """How candidate features are found: their activations are compared between two groups of prompts."""
 
     prompts_per_group: int = Field(
-        100, ge=2, le=100_000, description="Prompts of each group (all of a group that has fewer)."
+        32, ge=2, le=100_000, description="Prompts of each group (all of a group that has fewer)."
     )
     top_k_per_layer: int = Field(
-        12, ge=1, le=100_000, description="Candidates per layer: the features with the largest |Cohen's d|."
+        24, ge=1, le=100_000, description="Candidates per layer: the features with the largest |Cohen's d|."
     )
     max_q: float | None = Field(
         None, gt=0, le=1, description="Candidates need a q-value (over all features of all layers) up to this."
@@ -88,7 +88,7 @@ class SelectionSettings(_Model):
     candidates: Literal["screen", "all"] = Field(
         "screen", description="'screen': those whose exact effect is large enough. 'all': every candidate."
     )
-    max_survivors: int = Field(4, ge=1, le=100_000, description="At most this many, by exact effect.")
+    max_survivors: int = Field(2, ge=1, le=100_000, description="At most this many, by exact effect.")
     min_effect: float = Field(
         0.04,
         ge=0,
@@ -102,12 +102,12 @@ class TrialSettings(_Model):
 
     trials_per_cell: int = Field(250, ge=1, le=100_000, description="Generations per feature and condition.")
     baseline_trials: int = Field(
-        250,
+        120,
         ge=1,
         le=100_000,
         description="Generations per unedited condition; they are shared by all features, so more of them are cheap.",
     )
-    max_new_tokens: int = Field(12, ge=1, le=4096, description="Length of a generation, in tokens.")
+    max_new_tokens: int = Field(10, ge=1, le=4096, description="Length of a generation, in tokens.")
     temperature: float = Field(0.7, ge=0, le=10, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: share of probability mass kept.")
     scope: Scope = Field(

@@ -178,7 +178,7 @@ def _layers_in_training(
             k=p.settings.k,
             epochs=p.settings.epochs,
             seed=ctx.seed + layer,
-            precision=getattr(torch, p.settings.precision),
+            precision=getattr(torch, p.precision),
             on_step=on_step,
         )
         return trained, quality_row(trained, vectors, p.settings.k)
@@ -191,7 +191,7 @@ def _read(ctx: ShardContext, progress: Progress) -> Harvest:
     """Residual vectors of all layers, on this machine's disk."""
     p: SaeTrainParams = ctx.params
     harvest.remove_abandoned()
-    model = p.model.model_copy(update={"dtype": p.settings.precision})
+    model = p.model.model_copy(update={"dtype": p.precision})
     loaded = load(model, ctx.runtime.device, p.model_fingerprint)
     read = sequences(loaded.tokenizer, p, ctx.seed, describe(p.model).max_positions)
     n_read = sum(len(sequence.tokens) for sequence in read)

@@ -11,8 +11,8 @@ from tasks.spec import TaskKind
 
 SaeKind = Literal["train", "llama_scope", "saelens", "gemma_scope", "sparsify", "dictionary_learning"]
 
-DEFAULT_LAYERS = (8, 14, 20, 26)
-"""Of the embedded SmolLM2-135M, which has blocks 0 to 29."""
+DEFAULT_LAYERS = (25, 26)
+"""Of the embedded SmolLM2-135M, which has blocks 0 to 29: late ones, where what was read has become what is said."""
 
 
 class TrainSettings(BaseModel):
@@ -20,19 +20,20 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    expansion: int = Field(8, ge=1, le=1024, description="Features per dimension of the residual stream")
+    expansion: int = Field(1, ge=1, le=1024, description="Features per dimension of the residual stream")
     d_sae: int | None = Field(None, ge=2, le=2**24, description="Number of features; expansion x d_model when empty")
-    k: int = Field(32, ge=1, le=100_000, description="Features active per token, on average over a batch")
-    tokens: int = Field(100_000, ge=1, le=10**10, description="Tokens of text to read, a tenth of them held out")
-    epochs: int = Field(2, ge=1, le=1000, description="Times that each token is trained on")
+    k: int = Field(16, ge=1, le=100_000, description="Features active per token, on average over a batch")
+    tokens: int = Field(16_000, ge=1, le=10**10, description="Tokens of text to read, a tenth of them held out")
+    epochs: int = Field(6, ge=1, le=1000, description="Times that each token is trained on")
     library_prose: bool = Field(True, description="Read the embedded prose, topics of Python's documentation")
     texts_share: float = Field(
         0.3, gt=0, le=1, description="The study's own texts are at most this share of the tokens; all, without prose"
     )
-    precision: Literal["bfloat16", "float32"] = Field(
-        "bfloat16",
-        description="Of the model while it is read and of the large products in training; bfloat16 is several times "
-        "faster on processors that have it (AVX512-BF16, AMX, GPUs)",
+    precision: Literal["bfloat16", "float32"] | None = Field(
+        None,
+        description="Of the model while it is read and of the large products in training: float32 for a model in "
+        "float32, else bfloat16, when empty. bfloat16 is several times faster on processors that have it "
+        "(AVX512-BF16, AMX, GPUs), and several times slower on others",
     )
 
 
@@ -94,6 +95,11 @@ class SaeTrainParams(BaseModel):
     """Comes after each text, or after its chat template."""
     corpus_fingerprint: str
     """`tasks.sae.corpus.library_fingerprint()`: another embedded prose is refused."""
+
+    @property
+    def precision(self) -> Literal["bfloat16", "float32"]:
+        """Of the reading and the large products. It follows from the spec alone, never from the machine."""
+        return self.settings.precision or ("float32" if self.model.dtype == "float32" else "bfloat16")
 
 
 KINDS = (TaskKind(name="sae.train", version=2, params=SaeTrainParams, entry="tasks.sae.run:run"),)

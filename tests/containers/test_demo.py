@@ -16,9 +16,8 @@ from tests.flows.killing import finish, results
 from tests.s3_server import S3Server
 
 STUDY: dict[str, Any] = {
-    "model": {"dtype": "bfloat16"},
-    "saes": {"layers": [15], "train": {"tokens": 12_000, "epochs": 1, "expansion": 4}},
-    "contrast": {"prompts_per_group": 24, "top_k_per_layer": 6},
+    "saes": {"layers": [25], "train": {"tokens": 6_000, "epochs": 1}},
+    "contrast": {"prompts_per_group": 12, "top_k_per_layer": 6},
     "selection": {"max_survivors": 2},
     "trials": {"trials_per_cell": 8, "baseline_trials": 8, "max_new_tokens": 8},
     "confirm": {"trials_per_cell": 8},
