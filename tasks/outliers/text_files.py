@@ -6,25 +6,24 @@ Credentials follow each ecosystem's own conventions, as the store's do, and neve
 from __future__ import annotations
 
 import glob
+import gzip
 import io
 import posixpath
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
-from lzma import LZMAError
+from lzma import LZMADecompressor, LZMAError
 from typing import BinaryIO, Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
-from fsspec.compression import compr
 from fsspec.implementations.local import LocalFileSystem
-from fsspec.utils import infer_compression
 
 from tasks.artifacts.location import open_location
-from tasks.errors import BadInput
+from tasks.errors import BadInput, TransientError
 from tasks.outliers.patient_file import FIELD, PatientFile, persistently
 from tasks.outliers.spec import TextSource
 
@@ -41,9 +40,15 @@ ENDINGS: dict[str, Format] = {
 }
 BUFFER_BYTES = 2**20
 
-_ARROWS = {".zst": "zstd", ".lz4": "lz4"}
-"""Compressions for which fsspec needs a package more, and pyarrow does not."""
-_DAMAGE = (EOFError, OSError, zlib.error, LZMAError, zipfile.BadZipFile, pa.ArrowException)
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz", ".zip": "zip"}
+_DAMAGE = (
+    EOFError,
+    OSError,
+    zlib.error,
+    LZMAError,
+    zipfile.BadZipFile,
+    pa.ArrowException,
+)
 """What decompression raises; the file's own faults never come as these (see `PatientFile`)."""
 
 
@@ -63,27 +68,92 @@ class TextFile:
         with io.BufferedReader(PatientFile(self.fs, self.path, self.url), BUFFER_BYTES) as stream:
             yield stream
 
-    @contextmanager
-    def decompressed(self) -> Iterator[BinaryIO]:
-        """The file's content. BadInput when it is no whole file of its compression."""
+    def parts(self) -> Iterator[tuple[str, AbstractContextManager[BinaryIO]]]:
+        """Its content, decompressed, with a name for messages: all members of an archive in their order, else one.
+
+        Reading raises BadInput when it is no whole file of its compression. A member ends before the next is taken.
+        """
+        if self.compression != "zip":
+            yield self.url, self._decompressed()
+            return
         with self.raw() as raw:
-            if self.compression is None:
-                yield raw
-                return
+            with self._damage_told(self.url):
+                archive = zipfile.ZipFile(raw)
+            for member in filter(_is_content, archive.infolist()):
+                where = f"{self.url}, {member.filename}"
+                yield where, self._member(archive, member, where)
+
+    @contextmanager
+    def _decompressed(self) -> Iterator[BinaryIO]:
+        with self.raw() as raw, self._damage_told(self.url), closing(_decompressing(raw, self.compression)) as stream:
+            yield stream
+
+    @contextmanager
+    def _member(self, archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> Iterator[BinaryIO]:
+        with self._damage_told(where):
             try:
-                if self.compression in _ARROWS.values():
-                    stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), self.compression))
-                else:
-                    stream = compr[self.compression](raw, mode="rb")
-                with closing(stream):
-                    yield stream
-            except _DAMAGE as error:
-                raise BadInput(
-                    FIELD,
-                    self.url,
-                    f"cannot be decompressed ({error})",
-                    f"check that it is a whole {self.compression} file",
-                ) from error
+                stream = archive.open(member)
+            except RuntimeError as error:  # it needs a password, or a decompressor that Python does not have
+                raise zipfile.BadZipFile(str(error)) from error
+            with stream:
+                yield stream
+
+    @contextmanager
+    def _damage_told(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except (BadInput, TransientError):
+            raise
+        except _DAMAGE as error:
+            remedy = f"check that it is a whole {self.compression} file"
+            raise BadInput(FIELD, where, f"cannot be decompressed ({error})", remedy) from error
+
+
+def _is_content(member: zipfile.ZipInfo) -> bool:
+    """Neither a folder nor what file managers leave beside the files."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in member.filename.split("/"))
+    return not (member.is_dir() or hidden)
+
+
+def _decompressing(raw: BinaryIO, compression: str | None) -> BinaryIO:
+    """All that was compressed, in one part or in several. Damage to any of them raises one of `_DAMAGE`.
+
+    pyarrow's reader, where Python's own takes a part that it can't read for the file's end.
+    """
+    match compression:
+        case None:
+            return raw
+        case "gzip":
+            return gzip.GzipFile(fileobj=raw)
+        case "xz":
+            return io.BufferedReader(_Xz(raw), BUFFER_BYTES)
+        case _:
+            return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), compression))
+
+
+class _Xz(io.RawIOBase):
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._part = LZMADecompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while True:
+            data = b""
+            if self._part.eof:
+                data = self._part.unused_data or self._raw.read(BUFFER_BYTES)
+                if not data:
+                    return 0
+                self._part = LZMADecompressor()
+            elif self._part.needs_input:
+                data = self._raw.read(BUFFER_BYTES)
+                if not data:
+                    raise EOFError("it ends within a part")
+            if data := self._part.decompress(data, len(buffer)):
+                buffer[: len(data)] = data
+                return len(data)
 
 
 def find(source: TextSource) -> list[TextFile]:
@@ -155,4 +225,4 @@ def _ending_format(path: str) -> Format | None:
 
 
 def _compression(path: str) -> str | None:
-    return infer_compression(path) or _ARROWS.get(posixpath.splitext(path)[1].lower())
+    return _COMPRESSIONS.get(posixpath.splitext(path)[1].lower())

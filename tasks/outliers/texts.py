@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import TextIO
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,41 +44,48 @@ def _documents(files: Iterable[TextFile], column: str) -> Iterator[Document]:
         yield from _READERS[file.format](file, column)
 
 
-def _text_document(file: TextFile, column: str) -> Iterator[Document]:
-    yield _content(file)
+def _text_documents(file: TextFile, column: str) -> Iterator[Document]:
+    for where, part in file.parts():
+        yield _content(part, where)
 
 
-def _content(file: TextFile) -> Document:
-    with file.decompressed() as stream:
+def _content(part: AbstractContextManager[BinaryIO], where: str) -> Document:
+    with part as stream:
         try:
             yield from _in_pieces(io.TextIOWrapper(stream, "utf-8-sig"))
         except UnicodeDecodeError as error:
             remedy = "convert it, or correct text.format"
-            raise BadInput(FIELD, file.url, f"is not UTF-8 text ({error})", remedy) from error
+            raise BadInput(FIELD, where, f"is not UTF-8 text ({error})", remedy) from error
 
 
 def _json_documents(file: TextFile, column: str) -> Iterator[Document]:
-    with file.decompressed() as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield _whole(_json_text(line, column, f"{file.url}, line {number}"), f"{file.url}, line {number}")
+    for where, part in file.parts():
+        with part as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip():
+                    yield _whole(_json_text(line, column, f"{where}, line {number}"), f"{where}, line {number}")
+
+
+class _Object(list[tuple[str, Any]]):
+    """Of JSON: its names and values as written."""
 
 
 def _json_text(line: bytes, column: str, where: str) -> str | None:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        # numbers are none of our business: Python reads no integer of more than 4,300 digits
+        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Object, parse_int=len)
     except UnicodeDecodeError as error:
         raise BadInput(
             FIELD, where, f"is not UTF-8 text ({error})", "convert the file, or correct text.format"
         ) from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise BadInput(FIELD, where, f"is not JSON ({error})", "write one JSON object a line") from error
-    if not isinstance(record, dict):
+    if not isinstance(record, _Object):
         problem = f"is JSON of type {type(record).__name__}, not an object"
         raise BadInput(FIELD, where, problem, "write one JSON object a line")
-    if column not in record:
-        raise _no_column(column, where, list(record))
-    text = record[column]
+    names = [name for name, _ in record]
+    _check_name(names, column, where)
+    text = record[names.index(column)][1]
     if text is not None and not isinstance(text, str):
         raise _not_text(column, where, f"of type {type(text).__name__}")
     return text
@@ -90,7 +98,9 @@ def _parquet_documents(file: TextFile, column: str) -> Iterator[Document]:
             table = pq.ParquetFile(pa.PythonFile(raw, "r"), pre_buffer=False)  # which reads row groups ahead
             _check_column(table.schema_arrow, column, file.url)
             for batch in table.iter_batches(ROWS, columns=[column], use_threads=False):
-                for value in batch.column(0).cast(pa.large_string()):
+                # a column `a.b` comes together with the field `b` of a column `a`
+                values = batch.column(batch.schema.get_field_index(column))
+                for value in values.cast(pa.large_string()):
                     row += 1
                     yield _whole(value.as_py(), f"{file.url}, row {row}")
         except UnicodeDecodeError as error:
@@ -102,17 +112,21 @@ def _parquet_documents(file: TextFile, column: str) -> Iterator[Document]:
 
 
 def _check_column(schema: pa.Schema, column: str, url: str) -> None:
-    if column not in schema.names:
-        raise _no_column(column, url, schema.names)
+    _check_name(schema.names, column, url)
     type_ = schema.field(column).type
     values = type_.value_type if pa.types.is_dictionary(type_) else type_
     if not any(is_(values) for is_ in _TEXT_TYPES):
         raise _not_text(column, url, f"of type {type_}")
 
 
-def _no_column(column: str, where: str, names: list[str]) -> BadInput:
-    there = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
-    return BadInput("text.column", column, f"{where} has no such column; it has {there or 'none'}", "name one of these")
+def _check_name(names: list[str], column: str, where: str) -> None:
+    if column not in names:
+        there = ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+        problem = f"{where} has no such column; it has {there or 'none'}"
+        raise BadInput("text.column", column, problem, "name one of these")
+    if names.count(column) > 1:
+        problem = f"{where} has {names.count(column)} columns of this name"
+        raise BadInput("text.column", column, problem, "name them apart, or name another column")
 
 
 def _not_text(column: str, where: str, what: str) -> BadInput:
@@ -153,5 +167,5 @@ _TEXT_TYPES = (
 _READERS: dict[Format, Callable[[TextFile, str], Iterator[Document]]] = {
     "jsonl": _json_documents,
     "parquet": _parquet_documents,
-    "text": _text_document,
+    "text": _text_documents,
 }

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import logging
+import lzma
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -58,10 +61,19 @@ def arrow_compressed(codec: str) -> Callable[[bytes], bytes]:
     return compress
 
 
+def zipped(members: dict[str, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return sink.getvalue()
+
+
 COMPRESSORS = {
     "": bytes,
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
+    ".xz": lzma.compress,
     ".zst": arrow_compressed("zstd"),
     ".lz4": arrow_compressed("lz4"),
 }
@@ -80,12 +92,38 @@ class TestFormats:
         path.write_bytes(COMPRESSORS[ending](LINES))
         assert read(path) == [LINES.decode()]
 
-    @pytest.mark.parametrize("ending", [".gz", ".zst"])
+    @pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending])
     def test_compressed_parts_one_after_the_other(self, tmp_path: Path, ending: str) -> None:
         """As parallel compressors write them, and `cat a.gz b.gz`."""
         path = tmp_path / f"a.jsonl{ending}"
         path.write_bytes(COMPRESSORS[ending](LINES) + COMPRESSORS[ending](LINES))
         assert read(path) == TEXTS + TEXTS
+
+    def test_all_members_of_an_archive_in_their_order(self, tmp_path: Path) -> None:
+        members = {f"{name}.jsonl": f'{{"text": "{name}"}}\n'.encode() for name in ("b", "c/d", "a")}
+        beside = {"c/": b"", "__MACOSX/._b.jsonl": b"\0", "c/.DS_Store": b"\0"}
+        path = tmp_path / "many.jsonl.zip"
+        path.write_bytes(zipped(members | beside))
+        assert read(path) == ["b", "c/d", "a"]
+        path = tmp_path / "many.txt.zip"
+        path.write_bytes(zipped({"two.txt": b"2", "one.txt": b"1"}))
+        assert read(path) == ["2", "1"]
+
+    def test_fields_beside_the_text_are_none_of_our_business(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        other = ["9" * 5000, "-" + "1" * 5000, "NaN", "-Infinity", "1e999", '{"text": 1, "text": 2}']
+        path.write_text("".join(f'{{"other": {value}, "text": "{n}"}}\n' for n, value in enumerate(other)))
+        assert read(path) == [str(n) for n in range(len(other))]
+        assert "of type int, not text" in str(refused(path, column="other"))
+
+    def test_columns_with_dots(self, tmp_path: Path) -> None:
+        """As parquet calls fields of a structure."""
+        path = tmp_path / "a.parquet"
+        columns = {"text": [{"lang": "no"}], "text.lang": ["en"], "other.text": ["x"], "body": ["y"]}
+        pq.write_table(pa.table(columns), path)
+        assert read(path, column="text.lang") == ["en"]
+        assert read(path, column="body") == ["y"]
+        assert "of type struct" in str(refused(path))
 
     @pytest.mark.parametrize(
         "values",
@@ -243,6 +281,45 @@ class TestDamage:
         assert error.field == "text.location"
         assert f"{path}" in str(error)
         assert "is not UTF-8 text" in str(error)
+
+    @pytest.mark.parametrize(
+        "line", ['{"text": "a", "text": "b"}', "[" * 100_000, '{"text": ' + "[" * 100_000, '{"text": "a"}{"text": "b"}']
+    )
+    def test_odd_lines(self, tmp_path: Path, line: str) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_text(f'{{"text": "fine"}}\n{line}\n')
+        assert f"{path}, line 2" in str(refused(path))
+
+    def test_two_columns_of_a_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["text", "text", "other"]), path)
+        assert read(path, column="other") == ["c"]
+        error = refused(path)
+        assert error.field == "text.column"
+        assert f"{path} has 2 columns of this name" in str(error)
+
+    @pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending])
+    def test_a_damaged_part_after_a_whole_one(self, tmp_path: Path, ending: str) -> None:
+        path = tmp_path / f"a.jsonl{ending}"
+        part = COMPRESSORS[ending](LINES)
+        for damaged in (b"\xff" + part[1:], part[:-5], b"garbage behind it"):
+            path.write_bytes(part + damaged)
+            assert "cannot be decompressed" in str(refused(path))
+
+    def test_archives(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl.zip"
+        whole = zipped({"a.jsonl": LINES, "b.jsonl": LINES * 50})
+        flipped = bytearray(whole)
+        flipped[whole.index(b"b.jsonl") + 12] ^= 0xFF
+        locked = bytearray(whole)
+        locked[whole.rindex(b"PK\x01\x02") + 8] |= 1  # the flag of encryption, in the list of members
+        for data in (whole[:-5], whole[: len(whole) // 2], b"", b"nothing of the kind", bytes(flipped), bytes(locked)):
+            path.write_bytes(data)
+            error = refused(path)
+            assert error.field == "text.location"
+            assert "cannot be decompressed" in str(error)
+        path.write_bytes(zipped({"a.jsonl": LINES, "README": b"no JSON"}))
+        assert f"{path}, README, line 1" in str(refused(path))
 
     @pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending])
     def test_compressed_halves(self, tmp_path: Path, ending: str) -> None:
