@@ -55,10 +55,10 @@ class BadInput(ValueError):
         return f"{self.field}{value}: {problem}; {remedy}"
 
     @classmethod
-    def from_validation(cls, error: ValidationError, prefix: str = "params") -> BadInput:
-        """The first complaint of pydantic, with the others counted."""
+    def from_validation(cls, error: ValidationError, prefix: str = "params", more: str = "") -> BadInput:
+        """The first complaint of pydantic, with the others counted; ``more`` ends its remedy."""
         first, *others = error.errors(include_url=False)
-        more = f" (and {len(others)} more such errors)" if others else ""
+        more = (f" (and {len(others)} more such errors)" if others else "") + more
         return cls.from_complaint(first, prefix, more)
 
     @classmethod

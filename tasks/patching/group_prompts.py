@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tasks.errors import BadInput
-from tasks.patching import slot_machine
+from tasks.patching import slot_machine, templates
 from tasks.patching.scenario import Contrast, Group
 
 GENERATORS: dict[str, Callable[..., list[str]]] = {"slot_machine": slot_machine.histories}
@@ -25,16 +25,17 @@ def contrast_prompts(contrast: Contrast, per_group: int, seed: int) -> list[Grou
     A group with fewer prompts gives all it has. BadInput for fewer than two (no variance), for a prompt that
     occurs twice in its group (a copy is no further observation), and for files not read in yet.
     """
-    chosen = [(group.name, text) for group in (contrast.low, contrast.high) for text in _texts(group, per_group, seed)]
+    sides = (("low", contrast.low), ("high", contrast.high))
+    chosen = [(group.name, text) for side, group in sides for text in _texts(side, group, per_group, seed)]
     return [GroupPrompt(i, name, text) for i, (name, text) in enumerate(chosen)]
 
 
-def _texts(group: Group, n: int, seed: int) -> list[str]:
-    where = f"contrast group {group.name}"
+def _texts(side: str, group: Group, n: int, seed: int) -> list[str]:
+    where = f"scenario.contrast.{side}"
     if group.file is not None:
         raise BadInput(where, group.file, "the file has not been read in", "load the scenario with load_scenario")
     if group.generator is not None:
-        texts = _generated(group, n, seed)
+        texts = _generated(where, group, n, seed)
     elif group.rows is not None:
         texts = [_filled(where, group.template or "", row) for row in group.rows[:n]]
     else:
@@ -47,23 +48,21 @@ def _texts(group: Group, n: int, seed: int) -> list[str]:
     return texts
 
 
-def _generated(group: Group, n: int, seed: int) -> list[str]:
+def _generated(where: str, group: Group, n: int, seed: int) -> list[str]:
     if group.generator not in GENERATORS:
-        raise BadInput(
-            f"contrast group {group.name}: generator", group.generator, "unknown", f"known: {sorted(GENERATORS)}"
-        )
+        raise BadInput(f"{where}.generator", group.generator, "unknown", f"known: {sorted(GENERATORS)}")
     try:
         return GENERATORS[group.generator](n, seed, **group.params)
-    except TypeError as error:
-        raise BadInput(
-            f"contrast group {group.name}: params", group.params, str(error), "give the generator's own parameters"
-        ) from error
+    except BadInput:
+        raise
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{where}.params", group.params, str(error), "give the generator's own parameters") from error
 
 
 def _filled(where: str, template: str, row: dict[str, str | int | float]) -> str:
     try:
-        return template.format_map(row)
+        return templates.fill(template, row)
     except (KeyError, IndexError, ValueError) as error:
         raise BadInput(
-            f"{where}: row", row, f"does not fill the template ({error})", "name every {field}; write {{ for a brace"
+            f"{where}.rows", row, f"does not fill the template ({error})", "name every {field}; write {{ for a brace"
         ) from error

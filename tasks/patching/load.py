@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from importlib import resources
 from typing import Any
 
 import fsspec
-import yaml
 from pydantic import ValidationError
 
+from tasks.documents import parse_json, parse_yaml
 from tasks.errors import BadInput
 from tasks.patching.scenario import Group, Scenario
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key given twice, of which plain YAML loaders silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def builtin_scenarios() -> list[str]:
@@ -41,7 +29,7 @@ def load_scenario(source: str) -> Scenario:
         )
     scenario = parse_scenario(_read("scenario", source), source)
     contrast = scenario.contrast
-    resolved = {side: _read_in(getattr(contrast, side), source) for side in ("low", "high")}
+    resolved = {side: _read_in(side, getattr(contrast, side), source) for side in ("low", "high")}
     return scenario.model_copy(update={"contrast": contrast.model_copy(update=resolved)})
 
 
@@ -51,16 +39,9 @@ def parse_scenario(text: str, source: str) -> Scenario:
     With `extends: NAME`, every key that the text leaves out is that of the built-in scenario.
     """
     try:
-        return Scenario.model_validate(_extended(yaml.load(text, _UniqueKeys), source))
-    except yaml.YAMLError as error:
-        raise BadInput("scenario", source, f"not valid YAML: {error}", "correct the file") from error
+        return Scenario.model_validate(_extended(parse_yaml(text, "scenario", source), source))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise BadInput(
-            f"scenario {where}".strip(), source, first["msg"] + more, "see scenarios/slot_machine.yaml for the layout"
-        ) from error
+        raise BadInput.from_validation(error, "scenario", f"; this is in {source}") from error
 
 
 def _builtin_text(name: str) -> str:
@@ -72,9 +53,9 @@ def _extended(content: Any, source: str) -> Any:
         return content
     base = content["extends"]
     if base not in builtin_scenarios() or base == source:
-        raise BadInput("scenario extends", base, "not another built-in scenario", f"name one of {builtin_scenarios()}")
+        raise BadInput("scenario.extends", base, "not another built-in scenario", f"name one of {builtin_scenarios()}")
     own = {key: value for key, value in content.items() if key != "extends"}
-    return {**_extended(yaml.load(_builtin_text(base), _UniqueKeys), base), **own}
+    return {**_extended(parse_yaml(_builtin_text(base), "scenario.extends", base), base), **own}
 
 
 def _read(field: str, url: str) -> str:
@@ -85,13 +66,16 @@ def _read(field: str, url: str) -> str:
         raise BadInput(field, url, f"cannot be read ({error})", "check path, access and encoding (UTF-8)") from error
 
 
-def _read_in(group: Group, scenario_source: str) -> Group:
+def _read_in(side: str, group: Group, scenario_source: str) -> Group:
     """The group with its file's prompts, or rows of its template, in place of the file."""
     if group.file is None:
         return group
+    field = f"scenario.contrast.{side}.file"
     url = group.file if "://" in group.file else posixpath.join(posixpath.dirname(scenario_source), group.file)
-    lines = [line for line in _read(f"contrast group {group.name}: file", url).splitlines() if line.strip()]
-    items = [_json_line(url, i, line) for i, line in enumerate(lines, 1)] if url.endswith(".jsonl") else lines
+    lines = [line for line in _read(field, url).splitlines() if line.strip()]
+    items: list[Any] = list(lines)
+    if url.endswith(".jsonl"):
+        items = [parse_json(line, field, f"{url}, line {number}") for number, line in enumerate(lines, 1)]
     content: dict[str, Any] = {"rows": items}
     if group.template is None:
         content = {"prompts": [item["text"] if isinstance(item, dict) and "text" in item else item for item in items]}
@@ -100,15 +84,8 @@ def _read_in(group: Group, scenario_source: str) -> Group:
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(
-            f"contrast group {group.name}: file",
+            field,
             url,
             f"item {'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}",
             "each line: a text, an object with 'text', or with a template an object of its fields",
         ) from error
-
-
-def _json_line(url: str, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"line {number}", url, f"not JSON ({error})", "write one JSON value a line") from error

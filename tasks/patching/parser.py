@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import regex
+
+from tasks.patching import patterns
 from tasks.patching.scenario import INVALID, AmountRule, Bound, Parser, Rule
 
 
@@ -26,17 +28,18 @@ def cut_at_stop(response: str, stop_strings: Sequence[str]) -> str:
 
 def answer_length(response: str, restart: Sequence[str]) -> int:
     """Characters of the response before the model starts to play the scenario on its own."""
-    starts = (match.start() for pattern in restart if (match := re.search(pattern, response, re.IGNORECASE)))
+    field = "scenario.parser.restart"
+    starts = (match.start() for pattern in restart if (match := patterns.search(pattern, response, field)))
     return min(starts, default=len(response))
 
 
 class Reader:
-    """The rules of one scenario, compiled."""
+    """The rules of one scenario."""
 
     def __init__(self, parser: Parser):
         self._restart = parser.restart
-        self._lead = re.compile(parser.lead, re.IGNORECASE)
-        self._rules = [(rule, re.compile(rule.pattern, re.IGNORECASE)) for rule in parser.rules]
+        self._lead = parser.lead
+        self._rules = parser.rules
 
     def read(self, response: str, fields: Mapping[str, float]) -> Decision:
         """The decision that `response` begins with, on a prompt that has these fields.
@@ -45,17 +48,17 @@ class Reader:
         is looked at: a base model that plays on prints the menu and further decisions again and again.
         """
         answer = response[: answer_length(response, self._restart)]
-        lead = self._lead.match(answer)
+        lead = patterns.match(self._lead, answer, "scenario.parser.lead")
         answer = answer[lead.end() :] if lead else answer
         if not answer.strip():
             return Decision(INVALID, None, "empty")
-        for rule, pattern in self._rules:
-            if match := pattern.match(answer):
+        for rule in self._rules:
+            if match := patterns.match(rule.pattern, answer, f"scenario.parser.rules.{rule.name}.pattern"):
                 return _decide(rule, match, fields)
         return Decision(INVALID, None, "none")
 
 
-def _decide(rule: Rule, match: re.Match[str], fields: Mapping[str, float]) -> Decision:
+def _decide(rule: Rule, match: regex.Match[str], fields: Mapping[str, float]) -> Decision:
     if rule.amount is None or rule.choice == INVALID:
         return Decision(rule.choice, None, rule.name)
     said = match.group(rule.amount.group)

@@ -9,10 +9,12 @@ A prompt reaches the model as `text + answer_prefix`, or, with `chat`, as one us
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from tasks.errors import shown
+from tasks.patching import patterns, templates
 
 INVALID = "invalid"
 """The outcome of a continuation that makes no valid choice; no choice may have this name."""
@@ -24,6 +26,9 @@ def _named_items(value: Any) -> Any:
     """`{name: item}` to `[{name: ..., **item}]`; an item that is a plain string is its `text`."""
     if not isinstance(value, dict):
         return value
+    for name, item in value.items():
+        if not isinstance(item, str | dict | None):
+            raise ValueError(f"{name!r} is {shown(item)}, and must be a text or a mapping of fields")
     return [
         {"name": name, "text": item} if isinstance(item, str) else {"name": name, **(item or {})}
         for name, item in value.items()
@@ -34,22 +39,14 @@ def _one_or_many(value: Any) -> Any:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _check_regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression ({error}): {pattern!r}") from error
-    return pattern
-
-
-Regex = Annotated[str, AfterValidator(_check_regex)]
+Regex = Annotated[str, AfterValidator(patterns.check)]
 Bound = float | Name
 """A number, or the name of a prompt field that holds one."""
 Bounds = Annotated[list[Bound], BeforeValidator(_one_or_many)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Prompt(_Model):
@@ -107,7 +104,7 @@ class Rule(_Model):
 
     @model_validator(mode="after")
     def _amount_group_exists(self) -> Rule:
-        if self.amount and self.amount.group not in re.compile(self.pattern).groupindex:
+        if self.amount and self.amount.group not in patterns.groups(self.pattern):
             raise ValueError(f"rule {self.name!r}: its pattern has no group named {self.amount.group!r}")
         return self
 
@@ -128,7 +125,9 @@ class Group(_Model):
 
     name: Name
     prompts: list[str] | None = Field(None, description="The prompts themselves.")
-    template: str | None = Field(None, description="Text with {field} placeholders, filled from `rows` or `file`.")
+    template: Annotated[str, AfterValidator(templates.check)] | None = Field(
+        None, description="Text with {field} placeholders, filled from `rows` or `file`."
+    )
     rows: list[dict[str, str | int | float]] | None = Field(None, description="Field values, one row per prompt.")
     file: str | None = Field(
         None,

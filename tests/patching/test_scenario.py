@@ -184,7 +184,7 @@ def test_sources_that_are_not_there(source, said):
 
 
 def test_broken_yaml_and_broken_files(tmp_path):
-    with pytest.raises(BadInput, match="not valid YAML"):
+    with pytest.raises(BadInput, match="this is no YAML"):
         parse_scenario("prompts: [", "mine.yaml")
     with pytest.raises(BadInput, match="not another built-in"):
         parse_scenario("extends: nothing", "mine.yaml")
