@@ -23,10 +23,8 @@ def describe(ref: ModelRef) -> ModelInfo:
     """Raises BadInput for a source that is missing, unreachable for this user, or no model."""
     source = model_source(ref)
     match source.kind:
-        case "gguf":
-            return gguf_header.describe(source, Path(source.location))
-        case "gguf_url":
-            return gguf_header.describe(source, next(remote.download(source).iterdir()))
+        case "gguf" | "gguf_url":
+            return gguf_header.describe(source)
         case "hub":
             text = hub.fetch(source, CONFIG).read_bytes()
         case "folder":

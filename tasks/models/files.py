@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +30,22 @@ PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.
 
 IGNORED_PREFIXES = (".", "consolidated")
 """Hidden files, and the second copy of the weights that Mistral publishes."""
+
+_GGUF_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+
+
+def gguf_parts(name: str) -> list[str]:
+    """Names of all files of the GGUF model that the file `name` belongs to, the first part first."""
+    part = _GGUF_PART.fullmatch(name)
+    if part is None:
+        return [name]
+    count = int(part["count"])
+    return [f"{part['stem']}-{n:05d}-of-{count:05d}{part['suffix']}" for n in range(1, count + 1)]
+
+
+def missing_part(name: str, count: int) -> tuple[str, str]:
+    """Problem and remedy where the part `name` of `count` is not beside the others."""
+    return f"is split into {count} files, of which {name} is missing", "put all parts beside each other"
 
 
 def relevant(names: Iterable[str]) -> list[str]:

@@ -15,9 +15,12 @@ from tasks.models.cache import file_digest
 from tasks.models.sources import Source, adapter_source, model_source
 from tasks.models.spec import ModelRef
 
+_GGUF = 2
+"""How GGUF files are read. Raised whenever a file comes to mean other weights or tokens."""
+
 
 def fingerprint(ref: ModelRef) -> str:
-    """Like "hub-3c1b...", "folder-9af0...", "gguf-77aa...+folder-02d1..." (with an adapter)."""
+    """Like "hub-3c1b...", "folder-9af0...", "gguf2-77aa...+folder-02d1..." (with an adapter)."""
     model = source_fingerprint(model_source(ref))
     adapter = adapter_source(ref)
     return model if adapter is None else f"{model}+{source_fingerprint(adapter, files.ADAPTER_CONFIG)}"
@@ -31,9 +34,18 @@ def source_fingerprint(source: Source, config: str = files.CONFIG) -> str:
         case "folder":
             return f"folder-{_folder_digest(Path(source.location))}"
         case "gguf":
-            return f"gguf-{file_digest(Path(source.location))}"
-        case "url" | "gguf_url":
+            return f"gguf{_GGUF}-{_gguf_digest(Path(source.location))}"
+        case "gguf_url":
+            return f"url-gguf{_GGUF}-{remote.listing_digest(remote.list_files(source))}"
+        case "url":
             return f"url-{remote.listing_digest(remote.list_files(source))}"
+
+
+def _gguf_digest(file: Path) -> str:
+    """Of all parts of a split file; a part that is missing is for its reader to refuse."""
+    parts = [path for name in files.gguf_parts(file.name) if (path := file.with_name(name)).is_file()]
+    digests = [file_digest(path) for path in parts]
+    return digests[0] if len(digests) == 1 else xxh3_128("\0".join(digests).encode()).hexdigest()
 
 
 def _folder_digest(folder: Path) -> str:

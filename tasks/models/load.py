@@ -155,10 +155,8 @@ def _folder(source: Source, dtype: Dtype) -> Path:
             folder = hub.snapshot(source)
         case "url":
             folder = remote.download(source)
-        case "gguf":
-            return gguf_weights.converted(source, Path(source.location), dtype)
-        case "gguf_url":
-            return gguf_weights.converted(source, next(remote.download(source).iterdir()), dtype)
+        case "gguf" | "gguf_url":
+            return gguf_weights.converted(source, dtype)
         case "folder":
             folder = Path(source.location)
     try:

@@ -15,7 +15,7 @@ from xxhash import xxh3_128
 from tasks.artifacts.retry import explain, is_transient, persist
 from tasks.errors import BadInput, StoreError, TransientError
 from tasks.models.cache import build_once
-from tasks.models.files import relevant, settings
+from tasks.models.files import gguf_parts, missing_part, relevant, settings
 from tasks.models.sources import Source
 
 _CONTENT_TAGS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5", "blob_id")
@@ -37,14 +37,14 @@ class RemoteFile:
 
 
 def list_files(source: Source, with_weights: bool = True) -> list[RemoteFile]:
-    """The files that matter of a folder, or the one GGUF file; BadInput when there are none."""
+    """The files that matter of a folder, or a GGUF file with all its parts; BadInput when there are none."""
     chosen = relevant if with_weights else settings
     fs, root = _open(source)
 
     def listing() -> list[RemoteFile]:
         fs.invalidate_cache()
         if source.kind == "gguf_url":
-            infos = {root.rpartition("/")[2]: fs.info(root)}
+            infos = _gguf_infos(source, fs, root)
         else:
             listed = fs.ls(root, detail=True)
             infos = {i["name"].rpartition("/")[2]: i for i in listed if i["type"] == "file"}
@@ -55,6 +55,18 @@ def list_files(source: Source, with_weights: bool = True) -> list[RemoteFile]:
     if not files:
         raise source.bad("there is no model in this folder", "check the URL")
     return files
+
+
+def _gguf_infos(source: Source, fs: fsspec.AbstractFileSystem, root: str) -> dict[str, dict]:
+    fs.info(root)
+    folder, _, named = root.rpartition("/")
+    infos = {}
+    for name in gguf_parts(named):
+        try:
+            infos[name] = fs.info(f"{folder}/{name}")
+        except FileNotFoundError as error:
+            raise source.bad(*missing_part(name, len(gguf_parts(named)))) from error
+    return infos
 
 
 def listing_digest(files: Sequence[RemoteFile]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from tasks.errors import BadInput
-from tasks.models import remote
 from tasks.models.experts import parameter_counts
 from tasks.models.gguf_header import weight_type
 from tasks.models.sources import model_source
@@ -44,17 +42,11 @@ def quantization(ref: ModelRef, config: PretrainedConfig) -> str | None:
     """How the stored weights are quantized, such as "GGUF Q4_1", "mxfp4" or "gptq 4-bit"; None where they are not."""
     source = model_source(ref)
     match source.kind:
-        case "gguf":
-            return _of_gguf(Path(source.location))
-        case "gguf_url":
-            return _of_gguf(next(remote.download(source).iterdir()))
+        case "gguf" | "gguf_url":
+            name = weight_type(source)
+            return None if name in _PLAIN else f"GGUF {name}"
         case _:
             return _of_config(getattr(config, "quantization_config", None))
-
-
-def _of_gguf(path: Path) -> str | None:
-    name = weight_type(path)
-    return None if name in _PLAIN else f"GGUF {name}"
 
 
 def _of_config(settings: Any) -> str | None:
