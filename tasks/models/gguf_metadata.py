@@ -141,7 +141,9 @@ def configuration(source: Source, file: GgufFile) -> dict[str, Any]:
     prefix = f"{file.architecture}."
     given = {key.removeprefix(prefix): file.get(key) for key in file.fields if key.startswith(prefix)}
     _refuse_what_is_not_honoured(source, file, architecture, given)
-    found = {name: _uniform(source, prefix + key, given[key]) for key, name in architecture.keys.items() if key in given}
+    found = {
+        name: _uniform(source, prefix + key, given[key]) for key, name in architecture.keys.items() if key in given
+    }
     for key in ("block_count", "embedding_length", "attention.head_count"):
         if key not in given:
             raise source.bad(f"the file says nothing about {prefix + key!r}", "use a GGUF file of a language model")
@@ -158,6 +160,8 @@ def configuration(source: Source, file: GgufFile) -> dict[str, Any]:
         found |= _gemma(file.architecture, given, head_dim)
     if "sliding_window" in found:
         found["sliding_window"] = found["sliding_window"] or None
+    if file.architecture == "phi3" and (original := given.get("rope.scaling.original_context_length")):
+        found["original_max_position_embeddings"] = original
     if file.architecture == "stablelm":
         found["use_qkv_bias"] = "blk.0.attn_q.bias" in file.tensors
         found["qk_layernorm"] = "blk.0.attn_q_norm.weight" in file.tensors

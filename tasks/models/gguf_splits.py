@@ -23,18 +23,17 @@ _DEEPSEEK_WORDS = (
 _CASED_LETTERS = r"\p{Lu}\p{Ll}\p{Lt}"
 
 _SCHEMES: dict[str, tuple[str, ...]] = {
-    **{
-        name: (_GPT2,)
-        for name in ("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion")
-        + ("granite-docling", "exaone4")
-    },
-    **{
-        name: (_DIGIT, _GPT2)
-        for name in ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2")
-    },
+    **dict.fromkeys(
+        ("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion")
+        + ("granite-docling", "exaone4"),
+        (_GPT2,),
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"), (_DIGIT, _GPT2)
+    ),
     **{name: (split,) for name, split in GGUF_PRE_TOKENIZER_SPLITS.items()},
-    **{name: (_QWEN2,) for name in ("stablelm2", "hunyuan", "solar-open", "grok-2")},
-    **{name: (_LLAMA3,) for name in ("glm4", "chatglm-bpe")},
+    **dict.fromkeys(("stablelm2", "hunyuan", "solar-open", "grok-2"), (_QWEN2,)),
+    **dict.fromkeys(("glm4", "chatglm-bpe"), (_LLAMA3,)),
     "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"),
     "deepseek-llm": (
         r"[\r\n]",
@@ -45,8 +44,8 @@ _SCHEMES: dict[str, tuple[str, ...]] = {
         _DIGIT,
     ),
     "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_OLD, _DIGIT),
-    **{name: (r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK_WORDS) for name in ("deepseek-v3", "hunyuan-dense", "joyai-llm")},
-    **{name: (_BLOOM,) for name in ("bloom", "poro-chat", "gpt3-finnish")},
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense", "joyai-llm"), (r"\p{N}{1,3}", _HAN_KANA, _DEEPSEEK_WORDS)),
+    **dict.fromkeys(("bloom", "poro-chat", "gpt3-finnish"), (_BLOOM,)),
     "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
     "bailingmoe": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",

@@ -77,5 +77,3 @@ def _put_around(source: Source, backend: Tokenizer, tokens: dict[str, str | None
         pair=[*before, "$A", *after, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)],
         special_tokens=[(token, backend.token_to_id(token)) for token in tokens.values()],
     )
-
-
