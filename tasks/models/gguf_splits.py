@@ -24,8 +24,7 @@ _CASED_LETTERS = r"\p{Lu}\p{Ll}\p{Lt}"
 
 _SCHEMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion")
-        + ("granite-docling", "exaone4"),
+        ("gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "mpt", "olmo", "jais", "trillion", "exaone4"),
         (_GPT2,),
     ),
     **dict.fromkeys(

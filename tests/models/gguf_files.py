@@ -156,7 +156,8 @@ def _tensors(arch: str, model: PreTrainedModel) -> dict[str, np.ndarray]:
             continue
         if fused := re.fullmatch(r"model\.layers\.(\d+)\.mlp\.experts\.(gate_up_proj|down_proj)", name):
             block, which = fused.groups()
-            parts = {"down": array} if which == "down_proj" else dict(zip(("gate", "up"), np.split(array, 2, axis=1)))
+            gate, up = np.split(array, 2, axis=1)
+            parts = {"down": array} if which == "down_proj" else {"gate": gate, "up": up}
             found |= {f"blk.{block}.ffn_{part}_exps.weight": data for part, data in parts.items()}
             continue
         stem, _, leaf = name.rpartition(".")
