@@ -142,9 +142,9 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
         screen = await fan.run("screen", study.screen(contrast, saes))
         [survivors] = await fan.run("survivors", [study.survivors(contrast, screen)], gpus=0)
         trials = await fan.run("trials", study.discovery(contrast, survivors, saes))
-        [verdict] = await fan.run("verdict", [study.verdict(trials, [])], gpus=0)
+        [verdict] = await fan.run("verdict", [study.verdict(survivors, trials)], gpus=0)
         confirmation = await fan.run("confirmation", study.confirmation(contrast, verdict, saes))
-        [verdict] = await fan.run("final verdict", [study.verdict(trials, confirmation)], gpus=0)
+        [verdict] = await fan.run("final verdict", [study.verdict(survivors, trials, confirmation)], gpus=0)
         [words] = await fan.run("words", [study.words(trials)], gpus=0)
 
         one = {"study": prepared, "contrast": contrast, "survivors": survivors, "verdict": verdict, "words": words}

@@ -10,7 +10,7 @@ from flows.reports import Outcome, browsable
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.report import numbers as fmt
-from tasks.report.patching.data import Finding, ReportData
+from tasks.report.patching.data import ReportData
 
 FINDINGS_SHOWN = 3
 REPORT = "report.html"
@@ -27,7 +27,7 @@ async def publish(page: Shard, store: Store, study: str) -> Outcome:
         report=store.url_of(path),
     )
     link = browsable(outcome.report)
-    await acreate_table_artifact(_table(data.findings), key="patching-findings", description=data.headline)
+    await acreate_table_artifact(_table(data), key="patching-findings", description=data.headline)
     await acreate_markdown_artifact(_markdown(data, outcome, link), key="patching-summary", description="In words")
     if link:
         await acreate_link_artifact(link, "Open the report", key="patching-report", description="With figures")
@@ -35,27 +35,33 @@ async def publish(page: Shard, store: Store, study: str) -> Outcome:
 
 
 def _strongest(data: ReportData) -> list[str]:
-    """The strongest findings, filled up with the strongest tests that are none."""
-    others = [f"Not a discovery: {label}." for label in data.nearest]
+    """The strongest findings, filled up with the strongest tests that are none; without tests, what to change."""
+    others = [f"Not a discovery: {label}." for label in data.nearest] or data.advice
     return [*(finding.sentence for finding in data.strongest), *others][:FINDINGS_SHOWN]
 
 
-def _table(findings: list[Finding]) -> list[dict[str, str]]:
+def _table(data: ReportData) -> list[dict[str, str]]:
     """One row for each discovered contrast; a row that says so when there is none."""
-    if not findings:
+    screened = data.screened
+    if not data.numbers.tests and screened.id:
+        where = {"feature": screened.id.name, "prompt": screened.prompt or "", "choice": screened.choice or ""}
+        wanted = fmt.points(screened.min_effect, signed=False)
+        return [where | {"exact effect (points)": fmt.points(screened.effect), "sampled": f"no, below {wanted}"}]
+    if not data.findings:
         return [{"feature": "none", "effect (points)": "no effect passed the threshold"}]
     return [
         {
             "feature": finding.id.name,
             "prompt": finding.prompt,
             "choice": finding.choice,
+            "family": finding.family,
             "contrast": finding.contrast.replace("_", " "),
             "effect (points)": fmt.points(finding.estimate.effect),
             "95 % interval": fmt.interval(finding.estimate.ci_low, finding.estimate.ci_high),
             "q": fmt.probability(finding.estimate.q),
             "held-out seeds": finding.status,
         }
-        for finding in findings
+        for finding in data.findings
     ]
 
 

@@ -155,7 +155,9 @@ class Plan:
         inputs = _trained(saes) | {"contrast": contrast.ref, "candidates": verdict.ref}
         return self._patched("confirmation", ("feature",), chosen, per_cell, inputs)
 
-    def verdict(self, trials: Sequence[Manifest], confirmation: Sequence[Manifest]) -> TaskSpec:
+    def verdict(
+        self, survivors: Manifest, trials: Sequence[Manifest], confirmation: Sequence[Manifest] = ()
+    ) -> TaskSpec:
         params = kinds.VerdictParams(
             prompts=self._prompt_names(),
             choices=self._choice_names(),
@@ -165,7 +167,7 @@ class Plan:
             max_confirmed_features=self.settings.confirm.max_features,
             settings=self.settings.verdict,
         )
-        inputs: Inputs = {"trials": refs(trials)}
+        inputs: Inputs = {"survivors": survivors.ref, "trials": refs(trials)}
         if confirmation:
             inputs["confirmation"] = refs(confirmation)
         return kinds.VERDICT.spec(params, inputs, self.settings.seed)

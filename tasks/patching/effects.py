@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,11 @@ from tasks.patching.spec import Mode, Phase
 from tasks.stats.intervals import newcombe, rate
 from tasks.stats.proportions import Test, exact_test
 
-PRIMARY = "high_vs_low"
+HIGH_VS_LOW = "high_vs_low"
 """Both cells hold the same edit and differ in its value alone: the one contrast in which discoveries are made."""
+
+Key = tuple[int, str, str, str]
+"""(candidate, prompt, contrast, choice): one test of a study."""
 
 CELL = ("prompt", "arm", "candidate", "layer", "value_name")
 """Trials that agree in these columns are samples of one rate."""
@@ -37,9 +41,11 @@ SCHEMA = pa.schema(
         ("effect", pa.float64()),
         ("ci_low", pa.float64()),
         ("ci_high", pa.float64()),
+        ("direction", pa.int8()),
         ("p", pa.float64()),
     ]
 )
+"""`direction`: +1 or -1 where the test is one-sided in a direction planned before its trials were drawn, else null."""
 
 
 class Cell(NamedTuple):
@@ -58,27 +64,30 @@ class Feature(NamedTuple):
     feature: int
 
 
+def key_of(row: Mapping[str, Any]) -> Key:
+    return row["candidate"], row["prompt"], row["contrast"], row["choice"]
+
+
+def edited(arm: str, feature: Feature, prompt: str, value: str) -> Cell:
+    """The cell of one value of a feature's edit, or of the same edit along its random direction."""
+    return Cell(prompt, arm, feature.candidate, feature.layer, value)
+
+
 def contrasts(feature: Feature, prompt: str, low: str, high: str, mode: Mode) -> dict[str, tuple[Cell, Cell]]:
     """Cells (a, b) of each contrast; its effect is rate(a) - rate(b).
 
     In mode `reconstruct` every edited trial lacks the SAE's error, so the unedited side is the layer's
-    reconstruction instead of the baseline. A random control sets the same value along a random direction.
+    reconstruction instead of the baseline.
     """
-
-    def edited(arm: str, value: str) -> Cell:
-        return Cell(prompt, arm, feature.candidate, feature.layer, value)
-
     if mode == "reconstruct":
         unedited, name = Cell(prompt, "reconstruction", None, feature.layer, None), "reconstruction"
     else:
         unedited, name = Cell(prompt, "baseline", None, None, None), "baseline"
-    at_low, at_high = edited("feature", low), edited("feature", high)
+    at_low, at_high = (edited("feature", feature, prompt, value) for value in (low, high))
     return {
-        PRIMARY: (at_high, at_low),
+        HIGH_VS_LOW: (at_high, at_low),
         f"high_vs_{name}": (at_high, unedited),
         f"low_vs_{name}": (at_low, unedited),
-        "high_vs_random": (at_high, edited("random", high)),
-        "low_vs_random": (at_low, edited("random", low)),
     }
 
 
@@ -107,12 +116,14 @@ def measure_effects(
     mode: Mode = "keep_error",
     alpha: float = 0.05,
     test: Test = "fisher",
+    planned: Mapping[Key, int] = MappingProxyType({}),
 ) -> pa.Table:
     """Table `SCHEMA`: a row per feature, prompt, contrast and outcome, `invalid` being one.
 
     Rates are shares of all trials of a cell, invalid answers included, since dropping them would depend on the
-    condition. Interval: Newcombe at level 1 - alpha. A side without trials leaves effect, interval and p null.
-    BadInput if trials have a prompt or an outcome that the study does not know.
+    condition. Interval: Newcombe at level 1 - alpha, two-sided. The test is one-sided where `planned` names its
+    direction, else two-sided. A side without trials leaves effect, interval and p null. BadInput if trials have a
+    prompt or an outcome that the study does not know.
     """
     counts = count_outcomes(trials)
     _check_known("prompt", {cell.prompt for cell in counts}, prompts)
@@ -126,9 +137,11 @@ def measure_effects(
                 for outcome in outcomes:
                     about = (phase, *feature, prompt, contrast, outcome)
                     rows.append((*about, n_a, in_a.get(outcome, 0), n_b, in_b.get(outcome, 0)))
-    keys = ("phase", "candidate", "layer", "feature", "prompt", "contrast", "choice", "n_a", "k_a", "n_b", "k_b")
-    columns: dict[str, Any] = dict(zip(keys, map(list, zip(*rows, strict=True)) if rows else ([],) * 11, strict=True))
+    names = ("phase", "candidate", "layer", "feature", "prompt", "contrast", "choice", "n_a", "k_a", "n_b", "k_b")
+    columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)) if rows else ([],) * 11, strict=True))
     n_a, k_a, n_b, k_b = (np.array(columns[name], dtype=np.int64) for name in ("n_a", "k_a", "n_b", "k_b"))
+    keys = zip(*(columns[name] for name in ("candidate", "prompt", "contrast", "choice")), strict=True)
+    direction = [planned.get(key, 0) for key in keys]
     interval = newcombe(k_a, n_a, k_b, n_b, alpha)
     columns |= {
         "rate_a": rate(k_a, n_a),
@@ -136,7 +149,8 @@ def measure_effects(
         "effect": rate(k_a, n_a) - rate(k_b, n_b),
         "ci_low": interval.low,
         "ci_high": interval.high,
-        "p": exact_test(k_a, n_a, k_b, n_b, test),
+        "direction": [sign or None for sign in direction],
+        "p": exact_test(k_a, n_a, k_b, n_b, test, direction),
     }
     return pa.table([_column(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 

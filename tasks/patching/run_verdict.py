@@ -14,18 +14,21 @@ _COLUMNS = [*CELL, "feature", "trial", "seed", "tokens", "n_tokens", "choice"]
 
 
 def run(ctx: ShardContext) -> None:
-    """Outputs: tables `effects`, `verdict`, `confirm`; json `findings`."""
+    """Outputs: tables `effects`, `controls`, `verdict`, `confirm`; json `findings`."""
     params: VerdictParams = ctx.params
     discovery = _trials(ctx.inputs("trials"))
     confirmation = _trials(ctx.inputs("confirmation")) if "confirmation" in ctx.spec.inputs else None
-    verdict = judge(discovery, confirmation, params)
+    verdict = judge(discovery, confirmation, ctx.input("survivors").table("survivors"), params)
     ctx.table("effects", verdict.effects)
+    ctx.table("controls", verdict.controls)
     ctx.table("verdict", verdict.verdict)
     ctx.table("confirm", verdict.confirm)
     ctx.json("findings", verdict.findings)
-    ctx.count(tests=verdict.findings["tests"], discoveries=len(verdict.verdict), features=len(verdict.confirm))
+    families = verdict.findings["families"]
+    tests = {f"{name}_tests": family["tests"] for name, family in families.items()}
+    ctx.count(**tests, discoveries=len(verdict.verdict), features=len(verdict.confirm))
     if confirmation is not None:
-        ctx.count(confirmed=verdict.findings["confirmed"])
+        ctx.count(confirmed=sum(family["confirmed"] for family in families.values()))
     for alarm in verdict.findings["alarms"]:
         ctx.log(alarm["text"])
 

@@ -10,7 +10,7 @@ Ranges are half-open: `start` <= index < `stop`.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -82,19 +82,50 @@ class ScreenSettings(_Model):
         return self
 
 
+class Limits(NamedTuple):
+    """`max_survivors`: None for no limit."""
+
+    max_survivors: int | None
+    min_effect: float
+
+
+LIMITS = {"screen": Limits(max_survivors=2, min_effect=0.08), "all": Limits(max_survivors=None, min_effect=0.0)}
+
+
 class SelectionSettings(_Model):
-    """Which candidates are sampled after the screen."""
+    """Which candidates are sampled after the screen, and are put to the one test that it predicts for each.
+
+    Few trials cannot confirm a small effect: of two survivors with 250 trials a value, 80 of 100 studies find one that
+    moves a choice by 13 points around 50 %, and 50 of 100 one that moves it by 9. The report says what a study's own
+    trials can detect.
+    """
 
     candidates: Literal["screen", "all"] = Field(
         "screen", description="'screen': those whose exact effect is large enough. 'all': every candidate."
     )
-    max_survivors: int = Field(2, ge=1, le=100_000, description="At most this many, by exact effect.")
-    min_effect: float = Field(
-        0.04,
+    max_survivors: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description=f"At most this many, by exact effect, whatever `candidates` says. Not given: "
+        f"{LIMITS['screen'].max_survivors} for 'screen', no limit for 'all'.",
+    )
+    min_effect: float | None = Field(
+        None,
         ge=0,
         le=1,
-        description="Smallest change of a choice's exact probability, high against low value, on any prompt.",
+        description="Smallest change of a choice's exact probability, high against low value, on any prompt, whatever "
+        f"`candidates` says. Not given: {LIMITS['screen'].min_effect} for 'screen', 0 for 'all'.",
     )
+
+    @property
+    def limits(self) -> Limits:
+        """What was given, else what goes with `candidates`."""
+        own = LIMITS[self.candidates]
+        return Limits(
+            own.max_survivors if self.max_survivors is None else self.max_survivors,
+            own.min_effect if self.min_effect is None else self.min_effect,
+        )
 
 
 class TrialSettings(_Model):
@@ -150,10 +181,14 @@ class ConfirmSettings(_Model):
 
 
 class VerdictSettings(_Model):
-    """When an effect counts as a discovery."""
+    """When an effect counts as a discovery.
+
+    The primary family has one test a feature, the prompt, choice and direction that the exact screen predicts; every
+    other test is in the secondary family.
+    """
 
     alpha: float = Field(
-        0.05, gt=0, lt=1, description="False discovery rate over every test of the study, and level of intervals."
+        0.05, gt=0, lt=1, description="False discovery rate of each family of tests, and level of intervals."
     )
     min_effect: float = Field(0.05, ge=0, le=1, description="Smallest difference of rates that counts.")
     test: Literal["fisher", "boschloo", "barnard"] = Field(
@@ -313,7 +348,7 @@ class TrialsParams(_OnModelWithSaes):
 
 
 class VerdictParams(_Model):
-    """Inputs: `trials` (list, discovery); `confirmation` (list) once the discoveries were repeated."""
+    """Inputs: `survivors`; `trials` (list, discovery); `confirmation` (list) once the discoveries were repeated."""
 
     prompts: list[str]
     choices: list[str]
@@ -339,11 +374,11 @@ PREPARE = TaskKind("patching.prepare", 1, PrepareParams, "tasks.patching.prepare
 ACTIVATIONS = TaskKind("patching.activations", 1, ActivationsParams, "tasks.patching.activations:run")
 CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run")
 SCREEN = TaskKind("patching.screen", 1, ScreenParams, "tasks.patching.screen:run")
-SURVIVORS = TaskKind("patching.survivors", 1, SurvivorsParams, "tasks.patching.survivors:run")
+SURVIVORS = TaskKind("patching.survivors", 2, SurvivorsParams, "tasks.patching.survivors:run")
 TRIALS = TaskKind(
     "patching.trials", 1, TrialsParams, "tasks.patching.trials:run", environment=lambda params: params.engine
 )
-VERDICT = TaskKind("patching.verdict", 1, VerdictParams, "tasks.patching.run_verdict:run")
+VERDICT = TaskKind("patching.verdict", 2, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")
 
 KINDS = (PREPARE, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)

@@ -2,63 +2,86 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.context import ShardContext
-from tasks.patching.scenario import INVALID
 from tasks.patching.spec import SelectionSettings, SurvivorsParams
 
 
 def run(ctx: ShardContext) -> None:
-    """Table `survivors`: the candidates' columns with effect, effect_prompt, effect_choice, control_effect, rank."""
+    """Table `survivors`: the candidates' columns with effect, effect_prompt, effect_choice, control_effect, rank.
+
+    Json `screen`: how many candidates were screened, what they had to reach, and the largest effect of all.
+    """
     p: SurvivorsParams = ctx.params
     candidates = ctx.input("contrast").table("candidates")
     screen = pa.concat_tables(shard.table("screen") for shard in ctx.inputs("screen"))
-    survivors = choose_survivors(candidates, screen, p.prompts, [*p.choices, INVALID], p.settings)
+    ranked = rank_by_effect(candidates, screen, p.prompts, p.choices)
+    survivors = choose_survivors(ranked, p.settings)
     ctx.table("survivors", survivors)
+    ctx.json("screen", summary(ranked, p.settings))
     ctx.count(survivors=len(survivors), candidates=len(candidates))
 
 
-def choose_survivors(
-    candidates: pa.Table, screen: pa.Table, prompts: list[str], outcomes: list[str], settings: SelectionSettings
-) -> pa.Table:
-    """Candidates by largest |p(outcome | high) - p(outcome | low)| over prompts and outcomes.
+def rank_by_effect(candidates: pa.Table, screen: pa.Table, prompts: list[str], choices: list[str]) -> pa.Table:
+    """All candidates, largest exact effect p(choice | high) - p(choice | low) over prompts and choices first.
 
-    `effect` keeps its sign; `control_effect` is that of the random direction at the same prompt and outcome.
+    Columns more: `effect`, signed, with `effect_prompt` and `effect_choice`, which are null where no choice moves at
+    all; `control_effect`, that of the random direction at the same prompt and choice; `rank` from 1.
+
+    The answer's first token at the trials' own temperature and top_p: what sampling will estimate. `invalid` is never
+    named: the screen's is the mass of every other first token, which is not the share of answers that a parser cannot
+    read; and what it takes from a choice shows in that choice.
     """
     n = len(candidates)
-    shifts = {arm: _shifts(screen, arm, n, prompts, outcomes) for arm in ("feature", "random")}
-    flat = shifts["feature"].reshape(n, -1)
-    best = np.abs(flat).argmax(axis=1) if n else np.array([], int)
-    effect = flat[np.arange(n), best]
-    control = shifts["random"].reshape(n, -1)[np.arange(n), best]
-    order = np.argsort(-np.abs(effect), kind="stable")
-    if settings.candidates == "screen":
-        order = order[np.abs(effect)[order] >= settings.min_effect][: settings.max_survivors]
-    prompt_index, outcome_index = np.divmod(best, len(outcomes))
+    shifts = {arm: _shifts(screen, arm, n, prompts, choices).reshape(n, -1) for arm in ("feature", "random")}
+    best = np.abs(shifts["feature"]).argmax(axis=1) if n else np.array([], int)
+    effect, control = (shifts[arm][np.arange(n), best] for arm in ("feature", "random"))
+    prompt, choice = np.divmod(best, len(choices))
     added = {
         "effect": pa.array(effect),
-        "effect_prompt": pa.array(np.array(prompts)[prompt_index], pa.string()),
-        "effect_choice": pa.array(np.array(outcomes)[outcome_index], pa.string()),
+        "effect_prompt": pa.array(np.array(prompts)[prompt], pa.string(), mask=effect == 0),
+        "effect_choice": pa.array(np.array(choices)[choice], pa.string(), mask=effect == 0),
         "control_effect": pa.array(control),
     }
-    table = candidates
     for name, column in added.items():
-        table = table.append_column(name, column)
-    return table.take(order).append_column("rank", pa.array(np.arange(1, len(order) + 1), pa.int32()))
+        candidates = candidates.append_column(name, column)
+    order = np.argsort(-np.abs(effect), kind="stable")
+    return candidates.take(order).append_column("rank", pa.array(np.arange(1, n + 1), pa.int32()))
 
 
-def _shifts(screen: pa.Table, arm: str, n: int, prompts: list[str], outcomes: list[str]) -> np.ndarray:
-    """[n candidates, prompts, outcomes]: p at dose 1 minus p at dose 0."""
-    p = np.full((2, n, len(prompts), len(outcomes)), np.nan)
+def choose_survivors(ranked: pa.Table, settings: SelectionSettings) -> pa.Table:
+    """The first of them that are large enough, at most as many as asked for."""
+    limits = settings.limits
+    return ranked.filter(pc.greater_equal(pc.abs(ranked["effect"]), limits.min_effect)).slice(0, limits.max_survivors)
+
+
+def summary(ranked: pa.Table, settings: SelectionSettings) -> dict[str, Any]:
+    """What the screen says of all candidates; `largest` is null without any."""
+    names = ["candidate", "layer", "feature", "effect", "effect_prompt", "effect_choice", "control_effect"]
+    largest = ranked.select(names).slice(0, 1).to_pylist()
+    limits = settings.limits
+    return {
+        "candidates": len(ranked),
+        "min_effect": limits.min_effect,
+        "max_survivors": limits.max_survivors,
+        "largest": largest[0] if largest else None,
+    }
+
+
+def _shifts(screen: pa.Table, arm: str, n: int, prompts: list[str], choices: list[str]) -> np.ndarray:
+    """[n candidates, prompts, choices]: p at dose 1 minus p at dose 0."""
+    p = np.full((2, n, len(prompts), len(choices)), np.nan)
     rows = screen.filter(pc.and_(pc.equal(screen["arm"], arm), pc.is_in(screen["dose"], pa.array([0.0, 1.0]))))
     dose = rows["dose"].to_numpy().astype(int)
     candidate = rows["candidate"].to_numpy()
     prompt = pc.index_in(rows["prompt"], pa.array(prompts)).to_numpy()
-    for i, outcome in enumerate(outcomes):
-        p[dose, candidate, prompt, i] = rows[f"p_{outcome}"].to_numpy()
+    for i, choice in enumerate(choices):
+        p[dose, candidate, prompt, i] = rows[f"p_{choice}"].to_numpy()
     if np.isnan(p).any():
         raise ValueError(f"the screen lacks rows of arm {arm!r}: every candidate needs doses 0 and 1 on every prompt")
     return p[1] - p[0]

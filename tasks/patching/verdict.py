@@ -1,36 +1,50 @@
 """Which features changed behaviour: discoveries, their labels, and their confirmation on held-out seeds.
 
-The rule. Every feature x prompt x contrast x outcome is one test, `invalid` being an outcome and all contrasts
-included; q-values are Benjamini-Hochberg over all of them. A discovery is a test of the primary contrast, high
-against low value of the same edit, with q <= alpha and |effect| >= min_effect. The other contrasts (against no
-edit, against a random direction) say more about a discovery but make none. A discovery is called specific if, on
-the same prompt and outcome, one of its values also differs from the same edit along a random direction, in the
-direction of the discovery, with q <= alpha.
+The rule. Every feature x prompt x contrast x outcome is one test, `invalid` being an outcome; `families` says which
+of two families it belongs to, and q-values are Benjamini-Hochberg within the family. A discovery of either family is
+a test of high against low value of the same edit with q <= alpha and |effect| >= min_effect; one of the primary
+family has the direction that the screen predicted, since its test is one-sided. The contrasts against no edit say
+more about a discovery but make none. A discovery is called specific if its effect exceeds that of a random direction
+on the same prompt and outcome (`specificity`) with q <= alpha.
 
-A discovery is confirmed if trials on held-out seeds show an effect of the same sign with q <= alpha over the
-family of all tests that were repeated.
+A discovery is confirmed if held-out seeds show it again: one-sided in its own direction, which is planned by then,
+with q <= alpha over all repeated discoveries of its family.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from tasks.patching.effects import PRIMARY, measure_effects
+from tasks.patching.effects import HIGH_VS_LOW, Key, key_of, measure_effects
+from tasks.patching.families import FAMILIES, FamilyName, predictions, with_families
+from tasks.patching.labels import contradictions, label, label_of_control
 from tasks.patching.replication import check_samples, duplicate_alarms
 from tasks.patching.scenario import INVALID
-from tasks.patching.spec import VerdictParams
-from tasks.stats.fdr import Family, benjamini_hochberg
+from tasks.patching.spec import Phase, VerdictParams
+from tasks.patching.specificity import compare_with_random
+from tasks.stats.power import detectable_difference
 
 Row = dict[str, Any]
 
-_TEST = ("candidate", "prompt", "contrast", "choice")
-_CONFIRMATION = ("n_a", "k_a", "rate_a", "n_b", "k_b", "rate_b", "effect", "ci_low", "ci_high", "p", "q")
+_CONFIRMATION = ("n_a", "k_a", "rate_a", "n_b", "k_b", "rate_b", "effect", "ci_low", "ci_high", "direction", "p", "q")
+_CONTROL = {
+    "effect": "control_effect",
+    "beyond": "beyond",
+    "beyond_ci_low": "beyond_ci_low",
+    "beyond_ci_high": "beyond_ci_high",
+    "p": "beyond_p",
+    "q": "beyond_q",
+}
+_STRONGEST = (
+    "candidate", "layer", "feature", "prompt", "contrast", "choice", "family", "predicted",
+    "effect", "ci_low", "ci_high", "p", "q",
+)  # fmt: skip
 STRONGEST = 3
+POWER = 0.8
 
 CONFIRM_SCHEMA = pa.schema([("candidate", pa.int32()), ("layer", pa.int32()), ("feature", pa.int32())])
 
@@ -38,146 +52,137 @@ CONFIRM_SCHEMA = pa.schema([("candidate", pa.int32()), ("layer", pa.int32()), ("
 @dataclass(frozen=True)
 class Verdict:
     effects: pa.Table
-    """`effects.SCHEMA` and q. Of the confirmation phase, only repeated discoveries have a q."""
+    """`effects.SCHEMA`, family, predicted (exact effect of a primary test) and q. Of the confirmation phase, only
+    repeated discoveries have a family."""
+    controls: pa.Table
+    """`specificity.SCHEMA`: every high-against-low test of the discovery phase against its random direction."""
     verdict: pa.Table
-    """A row per discovery: its effect, `specific`, `label`, and `confirmation_*`, `confirmed` (null: not repeated)."""
+    """A row per discovery: its effect, `specific` and what it rests on, `label`, and `confirmation_*`, `confirmed`
+    (null: not repeated)."""
     confirm: pa.Table
-    """Discovered features to repeat, smallest q first."""
+    """Discovered features to repeat: those with a primary discovery, then the others, smallest q first."""
     findings: dict[str, Any]
 
 
-def judge(discovery: pa.Table, confirmation: pa.Table | None, params: VerdictParams) -> Verdict:
+def judge(discovery: pa.Table, confirmation: pa.Table | None, survivors: pa.Table, params: VerdictParams) -> Verdict:
     """The verdict on a study's trials. BadInput if they are not independent samples (`check_samples`)."""
     check_samples(discovery, confirmation, params.temperature)
-    settings, outcomes = params.settings, [*params.choices, INVALID]
-    about = (params.prompts, outcomes, params.low, params.high, params.mode, settings.alpha, settings.test)
+    settings = params.settings
+    predicted = predictions(survivors, discovery, params.prompts, params.choices)
 
-    measured = measure_effects(discovery, "discovery", *about)
-    family = benjamini_hochberg(_numbers(measured["p"]))
-    effects = _with_q(measured, family.q)
+    effects = _measure(discovery, "discovery", params, predicted)
+    effects = with_families(effects, dict.fromkeys(predicted, "primary"), predicted, other="secondary")
     rows = effects.to_pylist()
     found = [row for row in rows if _is_discovery(row, settings.alpha, settings.min_effect)]
+    controls = compare_with_random(effects, discovery, params.low, params.high, settings.alpha)
 
-    confirmed_family = Family(np.empty(0), 0, 0)
-    repeated: dict[tuple, Row] = {}
+    repeated: dict[Key, Row] = {}
     if confirmation is not None:
-        measured = measure_effects(confirmation, "confirmation", *about)
-        discovered = {_key(row) for row in found}
-        in_family = np.array([_key(row) in discovered for row in measured.to_pylist()], dtype=bool)
-        confirmed_family = benjamini_hochberg(_numbers(measured["p"])[in_family])
-        q = np.full(len(in_family), np.nan)
-        q[in_family] = confirmed_family.q
-        confirmed_effects = _with_q(measured, q)
-        repeated = {_key(row): row for row in confirmed_effects.to_pylist() if row["q"] is not None}
-        effects = pa.concat_tables([effects, confirmed_effects])
+        again = _measure(confirmation, "confirmation", params, {key_of(row): row["effect"] for row in found})
+        again = with_families(again, {key_of(row): row["family"] for row in found}, predicted)
+        repeated = {key_of(row): row for row in again.to_pylist() if row["q"] is not None}
+        effects = pa.concat_tables([effects, again])
 
-    by_key = {_key(row): row for row in rows}
-    verdict = [_verdict_row(row, by_key, repeated.get(_key(row)), params) for row in found]
+    control_of = {(row["candidate"], row["prompt"], row["choice"]): row for row in controls.to_pylist()}
+    verdict = [_verdict_row(row, control_of, repeated.get(key_of(row)), params) for row in found]
     features = _best_first(found)
-    alarms = [alarm for trials in (discovery, confirmation) if trials is not None for alarm in duplicate_alarms(trials)]
+    tested = [row for row in rows if row["q"] is not None]
+    primary = [row for row in tested if row["family"] == "primary"]
+    families = {name: _family(name, rows, verdict, confirmation is not None) for name in FAMILIES}
     findings = {
         "alpha": settings.alpha,
         "min_effect": settings.min_effect,
         "test": settings.test,
-        "primary_contrast": PRIMARY,
-        "tests": family.size,
-        "untested": family.untested,
-        "discoveries": len(found),
+        "contrast": HIGH_VS_LOW,
+        "families": families,
+        "detectable": _detectable(primary, settings.alpha),
         "features": [row["candidate"] for row in features],
-        "confirmation_tests": confirmed_family.size if confirmation is not None else None,
-        "confirmed": sum(bool(row["confirmed"]) for row in verdict) if confirmation is not None else None,
         "strongest": [
-            {name: row[name] for name in (*_TEST, "layer", "feature", "effect", "ci_low", "ci_high", "p", "q")}
+            {name: row[name] for name in _STRONGEST}
             | {"discovery": row in found, "label": label(row, params.low, params.high)}
-            for row in _best_first([r for r in rows if r["contrast"] == PRIMARY and r["q"] is not None])[:STRONGEST]
+            for row in _best_first([row for row in tested if row["contrast"] == HIGH_VS_LOW])[:STRONGEST]
         ],
-        "alarms": alarms,
+        "alarms": [
+            *contradictions(primary),
+            *duplicate_alarms(discovery),
+            *(duplicate_alarms(confirmation) if confirmation is not None else []),
+        ],
     }
     first = [{name: row[name] for name in CONFIRM_SCHEMA.names} for row in features]
     return Verdict(
         effects,
+        controls,
         pa.Table.from_pylist(verdict, schema=verdict_schema(effects.schema)),
         pa.Table.from_pylist(first[: params.max_confirmed_features], schema=CONFIRM_SCHEMA),
         findings,
     )
 
 
-def label(row: Row, low: str, high: str) -> str:
-    """Which value moves which behaviour in which direction, on which prompt, against what, and how sure."""
-    side, _, against = row["contrast"].partition("_vs_")
-    value = {"high": high, "low": low}[side]
-    other = {
-        "low": f"value {low}",
-        "baseline": "no edit",
-        "reconstruction": "the SAE's reconstruction without an edit",
-        "random": f"value {value} along a random direction",
-    }[against]
-    behaviour = "invalid answers" if row["choice"] == INVALID else row["choice"]
-    verb = "raises" if row["effect"] > 0 else "lowers" if row["effect"] < 0 else "does not change"
-    return (
-        f"L{row['layer']}/{row['feature']}: value {value} {verb} {behaviour} on prompt {row['prompt']}: "
-        f"{row['rate_a']:.0%} ({row['k_a']}/{row['n_a']}) vs {row['rate_b']:.0%} ({row['k_b']}/{row['n_b']}) with "
-        f"{other}; {100 * row['effect']:+.0f} points [{100 * row['ci_low']:+.0f}, {100 * row['ci_high']:+.0f}], "
-        f"q = {row['q']:.2g}"
-    )
-
-
 def verdict_schema(effects: pa.Schema) -> pa.Schema:
     """Columns of table `verdict`."""
     own = [field for field in effects if field.name != "phase"]
+    control = [pa.field(name, pa.float64()) for name in _CONTROL.values()]
     confirmation = [pa.field(f"confirmation_{name}", effects.field(name).type) for name in _CONFIRMATION]
-    return pa.schema([*own, ("specific", pa.bool_()), ("label", pa.string()), *confirmation, ("confirmed", pa.bool_())])
+    said = [pa.field("specific", pa.bool_()), pa.field("label", pa.string())]
+    return pa.schema([*own, *control, *said, *confirmation, pa.field("confirmed", pa.bool_())])
 
 
 def _is_discovery(row: Row, alpha: float, min_effect: float) -> bool:
-    tested = row["contrast"] == PRIMARY and row["q"] is not None
-    return tested and row["q"] <= alpha and abs(row["effect"]) >= min_effect
+    tested = row["contrast"] == HIGH_VS_LOW and row["q"] is not None
+    as_planned = row["direction"] is None or row["direction"] * row["effect"] > 0
+    return tested and as_planned and row["q"] <= alpha and abs(row["effect"]) >= min_effect
 
 
-def _verdict_row(row: Row, by_key: dict[tuple, Row], again: Row | None, params: VerdictParams) -> Row:
+def _measure(trials: pa.Table, phase: Phase, params: VerdictParams, planned: Mapping[Key, float]) -> pa.Table:
+    """The effects of one phase; the sign of a `planned` effect is the direction of its test."""
+    directions = {key: 1 if effect > 0 else -1 for key, effect in planned.items()}
+    outcomes = [*params.choices, INVALID]
+    about = (params.prompts, outcomes, params.low, params.high, params.mode, params.settings.alpha)
+    return measure_effects(trials, phase, *about, params.settings.test, directions)
+
+
+def _verdict_row(row: Row, control_of: Mapping[tuple, Row], again: Row | None, params: VerdictParams) -> Row:
     alpha = params.settings.alpha
-    specific = _is_specific(row, by_key, alpha)
-    about_control = {
-        True: "; differs from a random direction",
-        False: "; not shown to differ from a random direction",
-        None: "; not compared with a random direction",
-    }[specific]
+    control = control_of[row["candidate"], row["prompt"], row["choice"]]
+    specific = None if control["q"] is None else control["q"] <= alpha
+    said = f"{label(row, params.low, params.high)}; {label_of_control(control, specific)}"
     own = {name: value for name, value in row.items() if name != "phase"}
-    own |= {"specific": specific, "label": label(row, params.low, params.high) + about_control, "confirmed": None}
+    own |= {name: control[source] for source, name in _CONTROL.items()}
+    own |= {"specific": specific, "label": said, "confirmed": None}
     if again is not None:
         own |= {f"confirmation_{name}": again[name] for name in _CONFIRMATION}
         own["confirmed"] = again["effect"] * row["effect"] > 0 and again["q"] <= alpha
     return own
 
 
-def _is_specific(row: Row, by_key: dict[tuple, Row], alpha: float) -> bool | None:
-    """None if no random direction was tried."""
-    controls = [
-        (sign, by_key[(row["candidate"], row["prompt"], contrast, row["choice"])])
-        for contrast, sign in (("high_vs_random", 1), ("low_vs_random", -1))
-    ]
-    tested = [(sign, control) for sign, control in controls if control["q"] is not None]
-    if not tested:
+def _family(name: FamilyName, rows: Sequence[Row], verdict: Sequence[Row], confirmation_ran: bool) -> Row:
+    """The size of a family, and what came of it; `confirm*` are None if nothing was repeated."""
+    members = [row for row in rows if row["family"] == name]
+    found = [row for row in verdict if row["family"] == name]
+    repeated = [row for row in found if row["confirmed"] is not None]
+    return {
+        "tests": sum(row["q"] is not None for row in members),
+        "untested": sum(row["q"] is None for row in members),
+        "discoveries": len(found),
+        "features": len({row["candidate"] for row in found}),
+        "confirmation_tests": len(repeated) if confirmation_ran else None,
+        "confirmed": sum(row["confirmed"] for row in repeated) if confirmation_ran else None,
+    }
+
+
+def _detectable(primary: Sequence[Row], alpha: float) -> Row | None:
+    """What the trials can find: with power `POWER`, even if no other feature of the primary family has an effect."""
+    if not primary:
         return None
-    return any(control["q"] <= alpha and sign * control["effect"] * row["effect"] > 0 for sign, control in tested)
+    trials = min(min(row["n_a"], row["n_b"]) for row in primary)
+    difference = detectable_difference(trials, alpha / len(primary), POWER)
+    return {"trials": trials, "power": POWER, "difference": difference}
 
 
 def _best_first(rows: list[Row]) -> list[Row]:
-    """The best test of each feature: smallest q, then p, then largest effect."""
+    """The best test of each feature: primary ones first, then smallest q, then p, then largest effect."""
     best: dict[int, Row] = {}
-    for row in sorted(rows, key=lambda r: (r["q"], r["p"], -abs(r["effect"]), r["candidate"])):
+    order = ("family", "q", "p")
+    for row in sorted(rows, key=lambda r: (*(r[name] for name in order), -abs(r["effect"]), r["candidate"])):
         best.setdefault(row["candidate"], row)
     return list(best.values())
-
-
-def _key(row: Row) -> tuple:
-    return tuple(row[name] for name in _TEST)
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Float64 with null as NaN."""
-    return pc.fill_null(column, float("nan")).to_numpy()
-
-
-def _with_q(measured: pa.Table, q: np.ndarray) -> pa.Table:
-    return measured.append_column("q", pa.array(q, pa.float64(), from_pandas=True))

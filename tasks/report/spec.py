@@ -73,7 +73,7 @@ class OutliersReportParams(BaseModel):
     )
 
 
-PATCHING = TaskKind("report.patching", 1, PatchingReportParams, "tasks.report.patching.run:run")
+PATCHING = TaskKind("report.patching", 2, PatchingReportParams, "tasks.report.patching.run:run")
 
 OUTLIERS = TaskKind("report.outliers", 1, OutliersReportParams, "tasks.report.outliers.run:run")
 

@@ -18,7 +18,7 @@ from tests.s3_server import S3Server
 STUDY: dict[str, Any] = {
     "saes": {"layers": [25], "train": {"tokens": 6_000, "epochs": 1}},
     "contrast": {"prompts_per_group": 12, "top_k_per_layer": 6},
-    "selection": {"max_survivors": 2},
+    "selection": {"max_survivors": 2, "min_effect": 0.0},
     "trials": {"trials_per_cell": 8, "baseline_trials": 8, "max_new_tokens": 8},
     "confirm": {"trials_per_cell": 8},
     "execution": {"device": "cpu", "slots": 1, "threads": 2},

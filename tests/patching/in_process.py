@@ -46,9 +46,9 @@ def run_study(store: Store, settings: dict) -> Study:
     screen = [run(spec) for spec in study.screen(contrast, saes)]
     survivors = run(study.survivors(contrast, screen))
     trials = [run(spec) for spec in study.discovery(contrast, survivors, saes)]
-    first = run(study.verdict(trials, []))
+    first = run(study.verdict(survivors, trials))
     confirmation = [run(spec) for spec in study.confirmation(contrast, first, saes)]
-    verdict = run(study.verdict(trials, confirmation))
+    verdict = run(study.verdict(survivors, trials, confirmation))
     words = run(study.words(trials))
     return Study(
         store,

@@ -24,6 +24,7 @@ from tests.models.tiny import save_tiny_model
 LAYERS = (1, 3)
 PLANTED_LAYER, PLANTED = 3, 11
 D_SAE = 24
+N_TRIALS = 80
 PROMPTS = {"calm": "The player has 140 dollars and may stop.", "tense": "The player wants to win it all back."}
 PREFIX = "\nChoice: "
 LOW = [f"Game history: Round {n}: Bet $10, Win. The player has {n}0 dollars and may stop." for n in range(1, 17)]
@@ -43,10 +44,15 @@ class PlantedStudy:
             "model": {"source": str(self.model)},
             "saes": {"kind": "saelens", "location": self.saes, "layers": list(LAYERS)},
             "scenario": {"source": str(self.scenario)},
-            "contrast": {"prompts_per_group": 16, "top_k_per_layer": 8},
+            "contrast": {"prompts_per_group": 16, "top_k_per_layer": 6},
             "selection": {"candidates": "all"},
-            "trials": {"trials_per_cell": 60, "baseline_trials": 60, "max_new_tokens": 3, "temperature": 1.0},
-            "confirm": {"trials_per_cell": 60},
+            "trials": {
+                "trials_per_cell": N_TRIALS,
+                "baseline_trials": N_TRIALS,
+                "max_new_tokens": 3,
+                "temperature": 1.0,
+            },
+            "confirm": {"trials_per_cell": N_TRIALS},
         } | overrides
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +86,23 @@ def simulate(
         }
     )
     return table.take(rng.permutation(size))
+
+
+def survivors(candidates: int = 8, named: Mapping[int, tuple[str, str, float]] = MappingProxyType({})) -> pa.Table:
+    """The columns of table `survivors` that a verdict reads: `named` gives prompt, choice and exact effect.
+
+    Any other candidate is predicted to lower bets on the safe prompt by a point.
+    """
+    rows = [named.get(candidate, ("safe", "bet", -0.01)) for candidate in range(candidates)]
+    prompts, choices, effects = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table(
+        {
+            "candidate": pa.array(range(candidates), pa.int32()),
+            "effect": pa.array(effects, pa.float64()),
+            "effect_prompt": pa.array(prompts, pa.string()),
+            "effect_choice": pa.array(choices, pa.string()),
+        }
+    )
 
 
 def null(prompt: str, arm: str, candidate: int | None, value: str | None) -> Mapping[str, float]:

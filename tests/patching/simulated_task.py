@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from tasks.context import ShardContext
 from tasks.spec import TaskKind
-from tests.patching.simulated import BASE, HIGH, simulate
+from tests.patching.simulated import BASE, HIGH, simulate, survivors
 
 
 class SimulatedParams(BaseModel):
@@ -31,5 +31,14 @@ def run(ctx: ShardContext) -> None:
         chunk.commit()
 
 
+class NoParams(BaseModel):
+    pass
+
+
+def run_survivors(ctx: ShardContext) -> None:
+    ctx.table("survivors", survivors(3, {1: ("risky", "stop", 0.5)}))
+
+
 TRIALS = TaskKind("simulated.trials", 1, SimulatedParams, "tests.patching.simulated_task:run")
-KINDS = (TRIALS,)
+SURVIVORS = TaskKind("simulated.survivors", 1, NoParams, "tests.patching.simulated_task:run_survivors")
+KINDS = (TRIALS, SURVIVORS)

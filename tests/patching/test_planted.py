@@ -13,7 +13,7 @@ from tasks.artifacts.store import Store
 from tasks.engines.bank import Bank
 from tasks.runner import run_shard
 from tests.patching.in_process import Study, run_study
-from tests.patching.planted import LAYERS, PLANTED, PLANTED_LAYER, PROMPTS, plant
+from tests.patching.planted import LAYERS, N_TRIALS, PLANTED, PLANTED_LAYER, PROMPTS, plant
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,17 @@ def test_the_planted_feature_is_the_only_discovery_and_is_confirmed(study):
     assert all(effect > 0 for (_, choice), effect in moved.items() if choice == "two")
     assert all(effect < 0 for (_, choice), effect in moved.items() if choice == "one")
     assert all(row["confirmed"] and row["specific"] for row in verdict)
+    [primary] = [row for row in verdict if row["family"] == "primary"]
+    [kept] = [row for row in study.survivors.table("survivors").to_pylist() if row["rank"] == 1]
+    assert (primary["candidate"], primary["prompt"], primary["choice"]) == (
+        kept["candidate"],
+        kept["effect_prompt"],
+        kept["effect_choice"],
+    )
+    assert primary["predicted"] == kept["effect"]
+    families = study.verdict.json("findings")["families"]
+    assert families["primary"]["tests"] <= len(study.contrast.table("candidates"))
+    assert [families[name]["confirmed"] for name in ("primary", "secondary")] == [1, len(verdict) - 1]
     assert all("value tensed raises two" in row["label"] for row in verdict if row["choice"] == "two")
 
 
@@ -41,7 +52,7 @@ def test_every_candidate_is_sampled_under_every_condition(study):
     trials = pa.concat_tables([shard.table("trials") for shard in study.trials])
     n = len(study.contrast.table("candidates"))
     cells = trials.group_by(["arm", "condition", "candidate", "layer"]).aggregate([("trial", "count")])
-    assert pc.all(pc.equal(cells["trial_count"], 60)).as_py()
+    assert pc.all(pc.equal(cells["trial_count"], N_TRIALS)).as_py()
     per_arm = {arm: len(cells.filter(pc.equal(cells["arm"], arm))) for arm in cells["arm"].unique().to_pylist()}
     assert per_arm == {"baseline": 2, "reconstruction": 2 * len(LAYERS), "feature": n * 4, "random": n * 4}
     conditions = {"calm_baseline", "calm_reconstruction", "calm_with_calmed_patch", "calm_with_tensed_patch"}
@@ -121,11 +132,12 @@ def test_null_studies_discover_something_at_most_as_often_as_alpha(tmp_path):
     )
     store = Store(tmp_path / "store")
     study = run_study(store, quiet)
-    n, found = 200, 0
+    n, found = 200, {"primary": 0, "secondary": 0}
     contrast, survivors = study.contrast.manifest, study.survivors.manifest
     for seed in range(n):
         specs = study.plan.discovery(contrast, survivors, None)
         trials = [run_shard(store, spec.model_copy(update={"seed": 1000 + seed})) for spec in specs]
-        verdict = Shard(store, run_shard(store, study.plan.verdict(trials, [])).spec.path)
-        found += len(verdict.table("verdict")) > 0
-    assert found <= binom.ppf(0.975, n, 0.05)
+        verdict = Shard(store, run_shard(store, study.plan.verdict(survivors, trials)).spec.path)
+        for name, family in verdict.json("findings")["families"].items():
+            found[name] += family["discoveries"] > 0
+    assert max(found.values()) <= binom.ppf(0.975, n, 0.05)

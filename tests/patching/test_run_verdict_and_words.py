@@ -8,7 +8,7 @@ from tasks.patching.spec import VERDICT, WORDS, WordsParams, WordsSettings
 from tasks.runner import run_shard
 from tasks.spec import InputRef
 from tests.patching.simulated import HIGH, LOW, PROMPTS, params
-from tests.patching.simulated_task import TRIALS
+from tests.patching.simulated_task import SURVIVORS, TRIALS
 
 
 @pytest.fixture(autouse=True)
@@ -30,32 +30,43 @@ def confirmation(store):
     return finished(store, TRIALS.spec({"phase": "confirmation", "planted": 1}, seed=3))
 
 
-def test_first_the_discoveries_then_their_confirmation(store, discovery, confirmation):
-    first = VERDICT.spec(params(), {"trials": [discovery]})
+@pytest.fixture
+def survivors(store):
+    return finished(store, SURVIVORS.spec({}))
+
+
+def test_first_the_discoveries_then_their_confirmation(store, survivors, discovery, confirmation):
+    first = VERDICT.spec(params(), {"survivors": survivors, "trials": [discovery]})
     manifest = run_shard(store, first)
     shard = Shard(store, first.path)
     assert manifest.counts["features"] == 1
+    assert (manifest.counts["primary_tests"], manifest.counts["secondary_tests"]) == (3, 3 * 2 * 3 * 3 - 3)
     assert "confirmed" not in manifest.counts
     assert shard.table("confirm")["candidate"].to_pylist() == [1]
-    assert shard.json("findings")["confirmed"] is None
+    assert {f["confirmed"] for f in shard.json("findings")["families"].values()} == {None}
 
-    second = VERDICT.spec(params(), {"trials": [discovery], "confirmation": [confirmation]})
+    second = VERDICT.spec(params(), {"survivors": survivors, "trials": [discovery], "confirmation": [confirmation]})
     manifest = run_shard(store, second)
     again = Shard(store, second.path)
     assert second.hash != first.hash
     verdict = again.table("verdict").to_pylist()
     assert manifest.counts["discoveries"] == len(verdict)
     assert manifest.counts["confirmed"] == sum(row["confirmed"] for row in verdict)
-    assert [row["confirmed"] for row in verdict if row["choice"] == "stop"] == [True, True]
+    stops = {row["prompt"]: (row["family"], row["confirmed"]) for row in verdict if row["choice"] == "stop"}
+    assert stops == {"safe": ("secondary", True), "risky": ("primary", True)}
+    assert len(again.table("controls")) == 3 * 2 * 3
     assert again.table("effects").slice(0, len(shard.table("effects"))).equals(shard.table("effects"))
 
 
-def test_the_same_trials_give_the_same_bytes(store, discovery, tmp_path):
+def test_the_same_trials_give_the_same_bytes(store, survivors, discovery, tmp_path):
     other = Store(tmp_path / "other")
     again = finished(other, TRIALS.spec({"phase": "discovery", "planted": 1}, seed=3))
     words = WordsParams(prompts=list(PROMPTS), low=LOW, high=HIGH, restart=[], settings=WordsSettings())
-    for kind, p in ((VERDICT, params()), (WORDS, words)):
-        one, two = (run_shard(s, kind.spec(p, {"trials": [ref]})) for s, ref in ((store, discovery), (other, again)))
+    finished(other, SURVIVORS.spec({}))
+    for kind, p, more in ((VERDICT, params(), {"survivors": survivors}), (WORDS, words, {})):
+        one, two = (
+            run_shard(s, kind.spec(p, more | {"trials": [ref]})) for s, ref in ((store, discovery), (other, again))
+        )
         assert one.digest == two.digest
 
 

@@ -21,6 +21,34 @@ def test_fisher_equals_scipy_on_every_table(n_a, n_b):
             assert exact_test(k_a, n_a, k_b, n_b) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(("direction", "alternative"), [(1, "greater"), (-1, "less")])
+@pytest.mark.parametrize(("n_a", "n_b"), [(7, 7), (5, 9), (1, 6)])
+def test_one_sided_fisher_equals_scipy_on_every_table(n_a, n_b, direction, alternative):
+    k_a, k_b = np.meshgrid(np.arange(n_a + 1), np.arange(n_b + 1), indexing="ij")
+    found = exact_test(k_a, n_a, k_b, n_b, direction=direction)
+    for a, b in np.ndindex(found.shape):
+        expected = stats.fisher_exact([[a, b], [n_a - a, n_b - b]], alternative=alternative).pvalue
+        assert found[a, b] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("test", ["boschloo", "barnard"])
+def test_one_sided_unconditional_tests_equal_scipy(test):
+    reference = {"boschloo": stats.boschloo_exact, "barnard": stats.barnard_exact}[test]
+    table = [[9, 4], [3, 11]]
+    greater = reference(table, alternative="greater").pvalue
+    assert exact_test([9, 4, 0], [12, 15, 12], [4, 9, 0], [15, 12, 15], test, [1, -1, 1]) == pytest.approx(
+        [greater, greater, 1]
+    )
+    less = reference(table, alternative="less").pvalue
+    assert exact_test(9, 12, 4, 15, test, -1) == pytest.approx(less)
+
+
+def test_each_table_has_its_own_direction():
+    two_sided, greater, less = exact_test([12] * 3, 20, [5] * 3, 20, direction=[0, 1, -1])
+    assert greater < two_sided < less
+    assert greater + less > 1, "both hold the observed table"
+
+
 @given(st.integers(1, 300), st.integers(1, 300), st.data())
 def test_fisher_equals_scipy_on_larger_tables(n_a, n_b, data):
     k_a, k_b = data.draw(st.integers(0, n_a)), data.draw(st.integers(0, n_b))

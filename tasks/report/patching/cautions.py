@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from tasks.artifacts.shard import Shard
 from tasks.report import numbers as fmt
-from tasks.report.patching.data import Agreement, ChoiceCell, EffectRow, FeatureId, Finding, LayerRow
+from tasks.report.patching.data import Agreement, ChoiceCell, Detectable, EffectRow, FeatureId, Finding, LayerRow
 from tasks.report.patching.figures.outcomes import describe_cell
 from tasks.report.records import Caution, note, warning
 from tasks.report.tables import rows, tables
@@ -33,10 +33,13 @@ def cautions(
     layers: Sequence[LayerRow],
     agreement: Agreement | None,
     confirmation_ran: bool,
+    detectable: Detectable | None,
+    exact: Mapping[FeatureId, float],
 ) -> list[Caution]:
     """All that apply, warnings first.
 
-    `alarms`: of the verdict, with `code` and `text`. `relative_delta`: of `relative_deltas`.
+    `alarms`: of the verdict, with `code` and `text`. `relative_delta`: of `relative_deltas`. `exact`: the largest exact
+    effect of each sampled feature.
     """
     found = [
         *(warning(alarm["code"].replace("_", "-"), alarm["text"]) for alarm in alarms),
@@ -45,6 +48,7 @@ def cautions(
         *_saes(layers),
         *_size_of_edit(relative_delta, findings),
         *_sampling(effects, findings, agreement, confirmation_ran),
+        *_power(detectable, exact, findings),
     ]
     return sorted(found, key=lambda c: c.severity != "warning")
 
@@ -84,8 +88,9 @@ def _control(findings: Sequence[Finding]) -> Iterable[Caution]:
     if unspecific:
         yield warning(
             "not-specific",
-            f"Not shown to differ from the same step in a random direction: {fmt.listed(unspecific)}. The choice may"
-            " move because the model is disturbed, not because of what the feature stands for.",
+            "Not shown to have a larger effect than the same step in a random direction:"
+            f" {fmt.listed(unspecific)}. The choice may move because the model is disturbed, not because of what the"
+            " feature stands for.",
         )
 
 
@@ -157,6 +162,27 @@ def _sampling(
         yield note(
             "ceiling",
             f"Without an edit the choice is all but fixed, so it can move one way only: {fmt.listed(extreme)}.",
+        )
+
+
+def _power(
+    detectable: Detectable | None, exact: Mapping[FeatureId, float], findings: Sequence[Finding]
+) -> Iterable[Caution]:
+    found = {f.id for f in findings}
+    missed = [id for id in exact if id not in found]
+    if detectable is None or not missed:
+        return
+    trials = f"{fmt.count(detectable.trials)} trials a value"
+    if detectable.difference is None:
+        yield note("power", f"{trials} cannot show that any single feature has an effect.")
+        return
+    weak = [f"{id.name} ({fmt.points(exact[id])})" for id in missed if abs(exact[id]) < detectable.difference]
+    if weak:
+        yield note(
+            "power",
+            f"Sampled, not discovered, and of an exact effect that {trials} miss in more than"
+            f" {fmt.percent(1 - detectable.power)} of studies, being smaller than"
+            f" {fmt.points(detectable.difference, signed=False)} points: {fmt.listed(weak)}.",
         )
 
 

@@ -12,6 +12,8 @@ from tasks.artifacts.shard import Shard
 from tasks.report.patching import screened
 from tasks.report.patching.cautions import cautions, relative_deltas
 from tasks.report.patching.data import (
+    Detectable,
+    FamilyNumbers,
     FeatureId,
     KeyNumbers,
     LayerRow,
@@ -19,6 +21,7 @@ from tasks.report.patching.data import (
     Rate,
     ReportData,
     SaeFact,
+    Screened,
     Setup,
     WordRow,
 )
@@ -27,14 +30,14 @@ from tasks.report.patching.effects import (
     effect_rows,
     feature_id,
     findings,
-    index,
+    measured,
     strongest,
     strongest_effects,
 )
 from tasks.report.patching.examples import example_sets
 from tasks.report.patching.outcomes import baseline_rates, choice_cells, invalid_share
 from tasks.report.patching.screened import candidate_points, dose_curves, exact_effects
-from tasks.report.patching.sentences import headline
+from tasks.report.patching.sentences import headline, what_to_change
 from tasks.report.sources import flat, sources, totals
 from tasks.report.spec import PatchingReportParams
 from tasks.report.tables import read, rows
@@ -84,10 +87,12 @@ def collect(study: Study, params: PatchingReportParams, seed: int) -> ReportData
     choices = [*params.choices, INVALID]
     kept = rows(study.survivors.table("survivors"))
     ids = {row["candidate"]: feature_id(row) for row in kept}
-    estimates = index(read([study.verdict], "effects"))
+    known = measured(read([study.verdict], "effects"), read([study.verdict], "controls"))
     about = setup(study, params, seed)
-    found = findings(read([study.verdict], "verdict"), estimates, about)
+    found = findings(read([study.verdict], "verdict"), known, about)
     judged = study.verdict.json("findings")
+    screened_in_all = screen_result(study.survivors.json("screen"))
+    detectable = judged["detectable"] and Detectable(**judged["detectable"])
     best = strongest(found)
 
     columns = ["candidate", "prompt", "arm", "dose", "value", *(f"p_{choice}" for choice in choices)]
@@ -99,7 +104,7 @@ def collect(study: Study, params: PatchingReportParams, seed: int) -> ReportData
     shown_first = list(dict.fromkeys([*(f.id for f in best), *ids.values(), *by_effect]))
 
     outcomes = choice_cells(study.trials, params.prompts)
-    effects = effect_rows(estimates, ids, found, exact, baseline_rates(outcomes, choices), params.alpha)
+    effects = effect_rows(known, ids, found, exact, baseline_rates(outcomes, choices))
     compared = agreement(effects)
     effects = strongest_effects(effects, EFFECT_FEATURES)
     confirmation_ran = bool(study.confirmation)
@@ -112,22 +117,23 @@ def collect(study: Study, params: PatchingReportParams, seed: int) -> ReportData
         candidates=sum(layer.candidates for layer in layers),
         screen_cells=len(screen),
         survivors=len(ids),
-        tests=judged["tests"],
+        **{name: family_numbers(family) for name, family in judged["families"].items()},
         trials_discovery=_count(study.trials, "trials"),
         trials_confirmation=_count(study.confirmation, "trials"),
-        discoveries=len(found),
-        confirmed=sum(f.status == "confirmed" for f in found),
         confirmation_ran=confirmation_ran,
         invalid_share=invalid_share(choice_cells(every_trial, params.prompts)),
     )
     return ReportData(
         title=params.title,
         question=params.question,
-        headline=headline(found, numbers, params.alpha),
+        headline=headline(found, numbers, screened_in_all, params.alpha),
         nearest=[row["label"] for row in judged["strongest"] if not row["discovery"]],
+        advice=[] if numbers.tests else what_to_change(screened_in_all),
         strongest=best,
         findings=found,
         numbers=numbers,
+        screened=screened_in_all,
+        detectable=detectable,
         cautions=cautions(
             judged["alarms"],
             relative_deltas(study.trials),
@@ -137,6 +143,8 @@ def collect(study: Study, params: PatchingReportParams, seed: int) -> ReportData
             layers,
             compared,
             confirmation_ran,
+            detectable,
+            {ids[row["candidate"]]: row["effect"] for row in kept},
         ),
         effects=effects,
         agreement=compared,
@@ -164,6 +172,21 @@ def collect(study: Study, params: PatchingReportParams, seed: int) -> ReportData
         setup=about,
         sources=sources(study.stages()),
     )
+
+
+def screen_result(screen: dict) -> Screened:
+    """From the survivors' json `screen`."""
+    largest = screen["largest"]
+    about = {"candidates": screen["candidates"], "min_effect": screen["min_effect"]}
+    if not largest or not largest["effect"]:
+        return Screened(**about, id=None, effect=None, prompt=None, choice=None)
+    where = {"prompt": largest["effect_prompt"], "choice": largest["effect_choice"]}
+    return Screened(**about, id=feature_id(largest), effect=largest["effect"], **where)
+
+
+def family_numbers(family: dict) -> FamilyNumbers:
+    """From one of the families of the verdict's json `findings`."""
+    return FamilyNumbers(tests=family["tests"], discoveries=family["discoveries"], confirmed=family["confirmed"] or 0)
 
 
 def layer_rows(study: Study, alpha: float, survivors: set[int], discovered: set[int]) -> list[LayerRow]:

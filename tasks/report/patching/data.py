@@ -11,6 +11,7 @@ from typing import Literal
 from tasks.report.records import Caution, Record, Source
 
 Status = Literal["confirmed", "unconfirmed", "untested"]
+Family = Literal["primary", "secondary"]
 
 
 class Rate(Record):
@@ -36,6 +37,15 @@ class Estimate(Record):
     q: float | None = None
 
 
+class Beyond(Record):
+    """By how much an effect exceeds that of the random direction in size, with its interval at level 1 - alpha."""
+
+    effect: float
+    ci_low: float
+    ci_high: float
+    q: float
+
+
 class FeatureId(Record):
     """One SAE feature: `layer` is the residual stream after that block (0-based)."""
 
@@ -49,19 +59,23 @@ class FeatureId(Record):
 
 
 class Finding(Record):
-    """One discovery: a contrast of one feature, prompt and choice that passed the family-wide threshold.
+    """One discovery: a contrast of one feature, prompt and choice that passed the threshold of its family.
 
-    `control`: the same difference along the random direction. `specific`: whether the feature was shown to differ
-    from it; None if no random direction was sampled.
+    `predicted`: the exact effect that made it a test of the primary family. `control`: the same difference along the
+    random direction; `beyond` compares the two, and `specific` says whether the feature's was shown to be larger. These
+    are None if no random direction was sampled.
     """
 
     id: FeatureId
     prompt: str
     contrast: str
     choice: str
+    family: Family
+    predicted: float | None
     label: str
     estimate: Estimate
     control: Estimate | None
+    beyond: Beyond | None
     confirmation: Estimate | None
     specific: bool | None
     status: Status
@@ -74,6 +88,7 @@ class EffectRow(Record):
     id: FeatureId
     prompt: str
     choice: str
+    family: Family
     estimate: Estimate
     control: Estimate | None
     confirmation: Estimate | None
@@ -223,6 +238,40 @@ class Setup(Record):
     settings: dict[str, str]
 
 
+class Screened(Record):
+    """What the exact screen says of all candidates.
+
+    `effect` is the largest change of any choice's probability, of feature `id` on `prompt`; None if nothing moves.
+    `min_effect`: what was asked for.
+    """
+
+    candidates: int
+    min_effect: float
+    id: FeatureId | None
+    effect: float | None
+    prompt: str | None
+    choice: str | None
+
+
+class Detectable(Record):
+    """The difference of two rates around 1/2 that so many trials a value find with this power in the primary family.
+
+    `difference`: None if so few trials find none.
+    """
+
+    trials: int
+    power: float
+    difference: float | None
+
+
+class FamilyNumbers(Record):
+    """The size of one family of tests, and what came of it."""
+
+    tests: int
+    discoveries: int
+    confirmed: int
+
+
 class KeyNumbers(Record):
     """The sizes of the search."""
 
@@ -231,31 +280,39 @@ class KeyNumbers(Record):
     candidates: int
     screen_cells: int
     survivors: int
-    tests: int
+    primary: FamilyNumbers
+    """One test a feature, which the exact screen predicts."""
+    secondary: FamilyNumbers
+    """Every other test."""
     trials_discovery: int
     trials_confirmation: int
-    discoveries: int
-    confirmed: int
     confirmation_ran: bool
     invalid_share: float | None
+
+    @property
+    def tests(self) -> int:
+        return self.primary.tests + self.secondary.tests
 
 
 class ReportData(Record):
     """One patching study, ready to be shown.
 
     `findings` are all discovered contrasts, confirmed and strongest first; `strongest` the best of each feature.
-    `nearest` describes the best tests of features that are no discoveries. `effects` are those of discoveries and of
-    the strongest other features. `doses` come in order of features to show;
-    `candidates` are the ones to draw, of `numbers.candidates`.
+    `nearest` describes the best tests of features that are no discoveries; `advice` says what to change where nothing
+    was tested. `effects` are those of discoveries and of the strongest other features. `doses` come in order of
+    features to show; `candidates` are the ones to draw, of `numbers.candidates`.
     """
 
     title: str
     question: str
     headline: str
     nearest: list[str]
+    advice: list[str]
     strongest: list[Finding]
     findings: list[Finding]
     numbers: KeyNumbers
+    screened: Screened
+    detectable: Detectable | None
     cautions: list[Caution]
     effects: list[EffectRow]
     agreement: Agreement | None

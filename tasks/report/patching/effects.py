@@ -6,14 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
-from tasks.report.patching.data import Agreement, EffectRow, Estimate, FeatureId, Finding, Rate, Setup, Status
+from tasks.report.patching.data import (
+    Agreement,
+    Beyond,
+    EffectRow,
+    Estimate,
+    Family,
+    FeatureId,
+    Finding,
+    Rate,
+    Setup,
+    Status,
+)
 from tasks.report.patching.sentences import finding_sentence
 from tasks.report.tables import Row
-from tasks.stats.intervals import newcombe
 
-PRIMARY = "high_vs_low"
+HIGH_VS_LOW = "high_vs_low"
 """The one contrast in which the verdict makes discoveries."""
-_SHOWN = (PRIMARY, "high_vs_random", "low_vs_random")
 _STATUS_ORDER: Mapping[Status, int] = {"confirmed": 0, "untested": 1, "unconfirmed": 2}
 
 
@@ -31,44 +40,51 @@ def feature_id(row: Row) -> FeatureId:
     return FeatureId(candidate=row["candidate"], layer=row["layer"], feature=row["feature"])
 
 
-def index(effects: Iterable[Row]) -> dict[Key, Estimate]:
-    """Estimates of the contrasts that a report shows, by key; rows without an effect (an empty cell) are left out."""
-    return {
-        Key(r["phase"], r["candidate"], r["prompt"], r["contrast"], r["choice"]): Estimate(
-            effect=r["effect"],
-            ci_low=r["ci_low"],
-            ci_high=r["ci_high"],
-            a=Rate(n=r["n_a"], k=r["k_a"]),
-            b=Rate(n=r["n_b"], k=r["k_b"]),
-            p=r["p"],
-            q=r["q"],
-        )
-        for r in effects
-        if r["effect"] is not None and r["contrast"] in _SHOWN
-    }
+class Measured(NamedTuple):
+    """What was measured of the contrast that a report shows, in the order of the tables."""
+
+    estimates: Mapping[Key, Estimate]
+    controls: Mapping[Key, Estimate]
+    """The same difference along the random direction, discovery phase."""
+    families: Mapping[Key, Family]
+    """Of the discovery phase."""
 
 
-def control_of(estimates: Mapping[Key, Estimate], key: Key, alpha: float) -> Estimate | None:
-    """High against low value along the random direction, on the prompt and choice of `key`; None if not sampled.
-
-    The contrasts against the random direction hold its counts on side b. Newcombe's interval, no test.
-    """
-    high, low = (estimates.get(key._replace(contrast=f"{side}_vs_random")) for side in ("high", "low"))
-    if not (high and low):
-        return None
-    a, b = high.b, low.b
-    interval = newcombe(a.k, a.n, b.k, b.n, alpha)
-    return Estimate(effect=a.k / a.n - b.k / b.n, ci_low=float(interval.low), ci_high=float(interval.high), a=a, b=b)
+def measured(effects: Iterable[Row], controls: Iterable[Row]) -> Measured:
+    """From the verdict's tables `effects` and `controls`; rows without an effect (an empty cell) are left out."""
+    rows = [r for r in effects if r["effect"] is not None and r["contrast"] == HIGH_VS_LOW]
+    random = [r for r in controls if r["effect"] is not None]
+    return Measured(
+        {_key(r, r["phase"]): _estimate(r, p=r["p"], q=r["q"]) for r in rows},
+        {_key(r, "discovery"): _estimate(r) for r in random},
+        {_key(r, "discovery"): r["family"] for r in rows if r["phase"] == "discovery"},
+    )
 
 
-def findings(verdict: Iterable[Row], estimates: Mapping[Key, Estimate], setup: Setup) -> list[Finding]:
-    """All discovered contrasts: confirmed ones first, then by size."""
-    found = [_finding(row, estimates, setup) for row in verdict]
+def _key(row: Row, phase: str) -> Key:
+    return Key(phase, row["candidate"], row["prompt"], HIGH_VS_LOW, row["choice"])
+
+
+def _estimate(row: Row, **chances: float | None) -> Estimate:
+    return Estimate(
+        effect=row["effect"],
+        ci_low=row["ci_low"],
+        ci_high=row["ci_high"],
+        a=Rate(n=row["n_a"], k=row["k_a"]),
+        b=Rate(n=row["n_b"], k=row["k_b"]),
+        **chances,
+    )
+
+
+def findings(verdict: Iterable[Row], known: Measured, setup: Setup) -> list[Finding]:
+    """All discovered contrasts: confirmed ones first, then those that the screen predicted, then by size."""
+    found = [_finding(row, known, setup) for row in verdict]
     order = {choice: i for i, choice in enumerate(setup.choices)}
     return sorted(
         found,
         key=lambda f: (
             _STATUS_ORDER[f.status],
+            f.family != "primary",
             -abs(f.estimate.effect),
             f.id.layer,
             f.id.feature,
@@ -79,18 +95,24 @@ def findings(verdict: Iterable[Row], estimates: Mapping[Key, Estimate], setup: S
     )
 
 
-def _finding(row: Row, estimates: Mapping[Key, Estimate], setup: Setup) -> Finding:
-    id = feature_id(row)
-    key = Key("discovery", id.candidate, row["prompt"], row["contrast"], row["choice"])
-    confirmation = estimates.get(key._replace(phase="confirmation"))
+def _finding(row: Row, known: Measured, setup: Setup) -> Finding:
+    key = _key(row, "discovery")
+    confirmation = known.estimates.get(key._replace(phase="confirmation"))
+    beyond = None
+    if row["beyond_q"] is not None:
+        interval = {"ci_low": row["beyond_ci_low"], "ci_high": row["beyond_ci_high"]}
+        beyond = Beyond(effect=row["beyond"], **interval, q=row["beyond_q"])
     finding = Finding(
-        id=id,
+        id=feature_id(row),
         prompt=key.prompt,
         contrast=key.contrast,
         choice=key.choice,
+        family=row["family"],
+        predicted=row["predicted"],
         label=row["label"],
-        estimate=estimates[key],
-        control=control_of(estimates, key, setup.alpha),
+        estimate=known.estimates[key],
+        control=known.controls.get(key),
+        beyond=beyond,
         confirmation=confirmation,
         specific=row["specific"],
         status=_status(row["confirmed"], confirmation),
@@ -108,12 +130,11 @@ def strongest(found: Iterable[Finding]) -> list[Finding]:
 
 
 def effect_rows(
-    estimates: Mapping[Key, Estimate],
+    known: Measured,
     ids: Mapping[int, FeatureId],
     found: Iterable[Finding],
     exact: Mapping[tuple[int, str, str], float],
     baselines: Mapping[tuple[str, str], Rate],
-    alpha: float,
 ) -> list[EffectRow]:
     """High against low value of every sampled feature, prompt and choice, in the order of the table."""
     status = {(f.id.candidate, f.prompt, f.choice): f.status for f in found}
@@ -122,15 +143,16 @@ def effect_rows(
             id=ids[key.candidate],
             prompt=key.prompt,
             choice=key.choice,
+            family=known.families[key],
             estimate=estimate,
-            control=control_of(estimates, key, alpha),
-            confirmation=estimates.get(key._replace(phase="confirmation")),
+            control=known.controls.get(key),
+            confirmation=known.estimates.get(key._replace(phase="confirmation")),
             exact=exact.get((key.candidate, key.prompt, key.choice)),
             baseline=baselines.get((key.prompt, key.choice)),
             status=status.get((key.candidate, key.prompt, key.choice)),
         )
-        for key, estimate in estimates.items()
-        if key.phase == "discovery" and key.contrast == PRIMARY
+        for key, estimate in known.estimates.items()
+        if key.phase == "discovery"
     ]
 
 

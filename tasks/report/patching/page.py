@@ -8,7 +8,7 @@ from typing import Any
 from tasks.report import numbers as fmt
 from tasks.report import shell
 from tasks.report.figures import Figure, series
-from tasks.report.patching.data import Finding, ReportData, WordRow
+from tasks.report.patching.data import FamilyNumbers, Finding, ReportData, WordRow
 from tasks.report.patching.figures.agreement import agreement_figure
 from tasks.report.patching.figures.doses import dose_figure
 from tasks.report.patching.figures.effects import by_strength, effect_figure
@@ -112,16 +112,20 @@ def tiles(data: ReportData) -> list[tuple[str, str]]:
     """The key numbers: (value, what it counts)."""
     n = data.numbers
     held_out = f", {fmt.count(n.trials_confirmation)} more on held-out seeds" if n.trials_confirmation else ""
-    found = f"{fmt.some(n.discoveries, 'discovery', 'discoveries')}"
-    confirmed = f", {fmt.count(n.confirmed)} confirmed" if n.discoveries and n.confirmation_ran else ""
+    families = [(name, getattr(n, name)) for name in ("primary", "secondary")]
     return [
         (fmt.count(n.features_searched), f"SAE features searched in {fmt.some(n.layers, 'layer', 'layers')}"),
         (fmt.count(n.candidates), f"candidates screened exactly in {fmt.count(n.screen_cells)} cells"),
         (fmt.count(n.survivors), "features kept and sampled"),
         (fmt.count(n.trials_discovery), f"sampled answers{held_out}"),
-        (fmt.count(n.tests), f"tests in the family: {found}{confirmed}"),
+        *((fmt.count(f.tests), f"{name} tests: {_found(f, n.confirmation_ran)}") for name, f in families),
         (fmt.percent(n.invalid_share, 1), "of answers invalid"),
     ]
+
+
+def _found(family: FamilyNumbers, confirmation_ran: bool) -> str:
+    found = fmt.some(family.discoveries, "discovery", "discoveries")
+    return found + (f", {fmt.count(family.confirmed)} confirmed" if family.discoveries and confirmation_ran else "")
 
 
 def strip_rows(finding: Finding) -> list[dict[str, Any]]:

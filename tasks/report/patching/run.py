@@ -15,7 +15,8 @@ def run(ctx: ShardContext) -> None:
     data = collect(study, ctx.params, ctx.seed)
     ctx.json("summary", data.model_dump(mode="json"))
     ctx.file("report.html", render(data, run_facts(study.stages())).encode())
-    ctx.count(discoveries=data.numbers.discoveries, confirmed=data.numbers.confirmed)
+    families = data.numbers.primary, data.numbers.secondary
+    ctx.count(discoveries=sum(f.discoveries for f in families), confirmed=sum(f.confirmed for f in families))
 
 
 def open_study(ctx: ShardContext) -> Study:

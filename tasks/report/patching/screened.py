@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
+from tasks.patching.scenario import INVALID
 from tasks.report.patching.data import CandidatePoint, DoseCurve, FeatureId
 from tasks.report.patching.effects import feature_id
 from tasks.report.tables import Row
@@ -107,7 +108,10 @@ def candidate_points(
 
 
 def _largest(effects: Mapping[tuple[int, str, str], float]) -> dict[int, float]:
+    """By candidate, over prompts and the scenario's choices: what the survivors were chosen by."""
     largest: dict[int, float] = {}
-    for (candidate, _, _), effect in effects.items():
+    for (candidate, _, choice), effect in effects.items():
+        if choice == INVALID:
+            continue
         largest[candidate] = max(largest.get(candidate, 0.0), abs(effect))
     return largest

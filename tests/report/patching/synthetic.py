@@ -18,7 +18,7 @@ from tasks.artifacts.store import Store
 from tasks.artifacts.writer import ShardWriter
 from tasks.models.spec import ModelRef
 from tasks.patching.spec import SelectionSettings, VerdictParams, VerdictSettings, WordsParams, WordsSettings
-from tasks.patching.survivors import choose_survivors
+from tasks.patching.survivors import choose_survivors, rank_by_effect, summary
 from tasks.patching.trials import SCHEMA
 from tasks.patching.verdict import judge
 from tasks.patching.words import word_effects
@@ -287,13 +287,14 @@ def make(world: World, max_survivors: int = 8, confirm: bool = True, min_respons
     found = contrast(world)
     halves = (world.candidates[:24], world.candidates[24:])
     screened = [screen(world, half, first=i == 0) for i, half in enumerate(halves)]
-    kept = choose_survivors(
+    ranked = rank_by_effect(
         found.tables["candidates"],
         pa.concat_tables(part.tables["screen"] for part in screened),
         list(PROMPTS),
-        [*CHOICES, "invalid"],
-        SelectionSettings(max_survivors=max(max_survivors, 1), min_effect=0.0 if max_survivors else 1.0),
+        list(CHOICES),
     )
+    selection = SelectionSettings(max_survivors=max(max_survivors, 1), min_effect=0.0 if max_survivors else 1.0)
+    kept = choose_survivors(ranked, selection)
     discovery = trials(world, "discovery", kept.to_pylist(), world.trials)
     params = VerdictParams(
         prompts=list(PROMPTS),
@@ -305,12 +306,12 @@ def make(world: World, max_survivors: int = 8, confirm: bool = True, min_respons
         max_confirmed_features=20,
         settings=VerdictSettings(),
     )
-    judged = judge(discovery.tables["trials"], None, params)
+    judged = judge(discovery.tables["trials"], None, kept, params)
     confirmation = None
     if confirm and len(judged.confirm):
         again = [world.candidates[i] for i in judged.confirm["candidate"].to_pylist()]
         confirmation = trials(world, "confirmation", again, world.confirmation_trials)
-        judged = judge(discovery.tables["trials"], confirmation.tables["trials"], params)
+        judged = judge(discovery.tables["trials"], confirmation.tables["trials"], kept, params)
     words = WordsParams(
         prompts=list(PROMPTS),
         low=LOW,
@@ -318,13 +319,13 @@ def make(world: World, max_survivors: int = 8, confirm: bool = True, min_respons
         restart=["Game history:"],
         settings=WordsSettings(min_responses=min_responses),
     )
-    verdict = {"effects": judged.effects, "verdict": judged.verdict, "confirm": judged.confirm}
+    verdict = {name: getattr(judged, name) for name in ("effects", "controls", "verdict", "confirm")}
     return {
         "study": [prepared()],
         "saes": [quality()],
         "contrast": [found],
         "screen": screened,
-        "survivors": [Stage(tables={"survivors": kept}, counts={"survivors": len(kept)})],
+        "survivors": [Stage({"survivors": kept}, {"screen": summary(ranked, selection)}, {"survivors": len(kept)})],
         "trials": [discovery],
         "confirmation": [confirmation] if confirmation else [],
         "verdict": [Stage(tables=verdict, json={"findings": judged.findings})],

@@ -8,7 +8,7 @@ import pytest
 
 from tasks.patching.replication import duplicate_alarms
 from tasks.report.patching.cautions import cautions
-from tasks.report.patching.data import Agreement, ChoiceCell, EffectRow, Estimate, LayerRow, Rate
+from tasks.report.patching.data import Agreement, ChoiceCell, Detectable, EffectRow, Estimate, FeatureId, LayerRow, Rate
 from tests.report.patching.pages import build
 from tests.report.patching.samples import finding
 from tests.report.patching.synthetic import Stage
@@ -26,6 +26,8 @@ def codes(**changes) -> list[str]:
         "layers": [layer(0.8, 0.1)],
         "agreement": Agreement(n=40, inside=38, median_difference=0.02),
         "confirmation_ran": True,
+        "detectable": Detectable(trials=250, power=0.8, difference=0.14),
+        "exact": {FINDING.id: 0.05, FeatureId(candidate=4, layer=12, feature=99): -0.2},
     }
     return [c.code for c in cautions(**given | changes)]
 
@@ -40,6 +42,7 @@ def effect(choice: str, size: float, n: int = 30, baseline: float = 0.5) -> Effe
         id=FINDING.id,
         prompt="safe",
         choice=choice,
+        family="primary",
         estimate=Estimate(effect=size, ci_low=size - 0.1, ci_high=size + 0.1, a=rate, b=rate),
         control=None,
         confirmation=None,
@@ -71,6 +74,8 @@ def test_a_sound_study_has_none():
         ("no-confirmation", {"confirmation_ran": False}),
         ("few-trials", {"effects": [effect("bet", 0.4, n=12)]}),
         ("screen-disagrees", {"agreement": Agreement(n=40, inside=20, median_difference=0.2)}),
+        ("power", {"exact": {FeatureId(candidate=4, layer=12, feature=99): -0.1}}),
+        ("power", {"detectable": Detectable(trials=2, power=0.8, difference=None)}),
         ("ceiling", {"effects": [effect("bet", 0.4, baseline=1.0)]}),
     ],
 )

@@ -15,11 +15,15 @@ def test_planted_features_are_the_findings(report: Report, world: World):
     assert {f.id.feature for f in report.data.strongest} == planted
     assert {f.status for f in report.data.findings} == {"confirmed"}
     assert report.data.headline.startswith("Two features causally changed")
+    primary = [f for f in report.data.findings if f.family == "primary"]
+    assert {f.id.feature for f in primary} == planted
+    assert all(f.predicted * f.estimate.effect > 0 for f in primary)
+    assert [f.family for f in report.data.strongest] == ["primary"] * 2
 
 
 def test_findings_are_the_rows_of_the_verdict(report: Report):
     rows = report.rows("verdict", "verdict")
-    assert len(rows) == len(report.data.findings) == report.data.numbers.discoveries
+    assert len(rows) == len(report.data.findings)
     found = {(f.id.candidate, f.prompt, f.contrast, f.choice): f for f in report.data.findings}
     for row in rows:
         f = found[row["candidate"], row["prompt"], row["contrast"], row["choice"]]
@@ -29,11 +33,24 @@ def test_findings_are_the_rows_of_the_verdict(report: Report):
         assert (again.effect, again.q) == (row["confirmation_effect"], row["confirmation_q"])
         assert (f.status == "confirmed", f.specific) == (row["confirmed"], row["specific"])
         assert f.label == row["label"]
+        assert (f.family, f.predicted, f.beyond.effect, f.beyond.q) == (
+            row["family"],
+            row["predicted"],
+            row["beyond"],
+            row["beyond_q"],
+        )
+    numbers = report.data.numbers
+    for name, family in (("primary", numbers.primary), ("secondary", numbers.secondary)):
+        own = [row for row in rows if row["family"] == name]
+        assert (family.discoveries, family.confirmed) == (len(own), sum(row["confirmed"] for row in own))
+    assert (numbers.primary.tests, numbers.secondary.tests) == (8, 8 * 2 * 3 * 3 - 8)
 
 
 def test_findings_come_strongest_first_one_per_feature(report: Report):
-    sizes = [abs(f.estimate.effect) for f in report.data.findings]
-    assert sizes == sorted(sizes, reverse=True)
+    for family in ("primary", "secondary"):
+        sizes = [abs(f.estimate.effect) for f in report.data.findings if f.family == family]
+        assert sizes == sorted(sizes, reverse=True)
+    assert [f.family for f in report.data.findings] == sorted(f.family for f in report.data.findings)
     assert len({f.id for f in report.data.strongest}) == len(report.data.strongest)
 
 
@@ -150,7 +167,13 @@ def test_null_study_is_reported_as_one(null_report: Report):
 
 def test_study_without_survivors(empty_report: Report):
     data = empty_report.data
-    assert data.headline == "No feature was sampled, so this study shows no causal effect."
+    largest = max(abs(point.exact) for point in data.candidates)
+    assert data.headline.startswith("None of 48 features screened moves the choice by 100.0 points")
+    assert data.screened.id.name in data.headline
+    assert abs(data.screened.effect) == largest
+    assert f"{100 * largest:.1f} points in" in data.headline
+    assert data.advice[0].startswith("Lower selection.min_effect (100.0 points")
+    assert data.advice[0] in empty_report.html
     assert data.effects == data.examples == []
     assert len({c.id for c in data.doses}) == 6, "the candidates with the largest exact effects instead"
     assert data.agreement is None

@@ -21,7 +21,7 @@ def describe(row: EffectRow, e: Estimate, alpha: float) -> list[str]:
         f"effect {fmt.points(e.effect)} points, {fmt.level(alpha)} interval {fmt.interval(e.ci_low, e.ci_high)}",
         f"{fmt.of(e.a.k, e.a.n)} against {fmt.of(e.b.k, e.b.n)} trials",
     ]
-    return lines + ([fmt.equals("q", e.q)] if e.q is not None else [])
+    return lines + ([f"{fmt.equals('q', e.q)} in the {row.family} family"] if e.q is not None else [])
 
 
 def error_bars(estimates: Sequence[Estimate], colour: str, thickness: float) -> Spec:
