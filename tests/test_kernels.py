@@ -23,15 +23,16 @@ TOKENS = (
     "tasks.outliers.reductions_cuda",
     "_tokens",
     "x:*{dtype} start:*i64 length:*i64 columns:i32 d:i32 absolute:i32 ratio:fp32 massive_limit:i32 massive_ratio:fp32 "
-    "relative:*i32 massive:*i32 rms:*fp64 median:*fp32 token_hits:*i32 nan:*i32 inf:*i32 width:i32",
+    "relative:*i32 massive:*i32 rms:*fp64 median:*fp32 token_top:*fp32 token_hits:*i32 nan:*i32 inf:*i32 width:i32",
     {"SHIFT": 16, "D": 4096},
 )
 DIMENSIONS = (
     "tasks.outliers.reductions_cuda",
     "_dimensions",
     "x:*{dtype} start:*i64 length:*i64 columns:i32 d:i32 absolute:i32 relative:*i32 massive:*i32 point:i32 rms:*fp64 "
-    "median:*fp32 count:*i32 count_stride:i32 negative:*i32 peak:*fp32 peak_at:*i32 peak_stride:i32 over_rms:*fp32 "
-    "over_median:*fp32 hits:*u8 first_values:*fp32 first_points:*i32 first_positions:*i32 filled:*i32 width:i32",
+    "median:*fp32 count:*i32 count_stride:i32 negative:*i32 peak:*fp32 peak_at:*i32 massive_peak:*fp32 "
+    "peak_stride:i32 over_rms:*fp32 over_median:*fp32 hits:*u8 "
+    "first_values:*fp32 first_points:*i32 first_positions:*i32 filled:*i32 width:i32",
     {"KEPT": 5, "TILE": 32, "BLOCK": 64},
 )
 

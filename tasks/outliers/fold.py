@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.outliers.examples import NONE, Examples
+from tasks.outliers.nearest import Nearest, of_tokens
 from tasks.outliers.reductions import FIRST_VALUES, SiteBuffers
+from tasks.outliers.spec import ABSOLUTE
 from tasks.outliers.state import PartState
 
 EXAMPLES = 5
@@ -28,6 +30,8 @@ class PartReductions:
     """[B, S, d] float32, signed"""
     peak_at: Tensor
     """[B, S, d] int32"""
+    massive_peak: Tensor
+    """[B, S, d] float32"""
     over_rms: Tensor
     over_median: Tensor
     """[B, d] float32"""
@@ -40,11 +44,15 @@ class PartReductions:
     """[B, FIRST_VALUES, d] int32"""
     filled: Tensor
     """[B, d] int32"""
+    nearest: Nearest
+    """[B, S]"""
 
 
 def rest_of(buffers: SiteBuffers) -> PartReductions:
     """Every position but each sequence's first."""
-    return PartReductions(**{name: getattr(buffers, name) for name in PartReductions.__dataclass_fields__})
+    plain = {name: getattr(buffers, name) for name in PartReductions.__dataclass_fields__ if name != "nearest"}
+    by_point = [torch.stack(values, dim=1) for values in zip(*map(astuple, buffers.nearest), strict=True)]
+    return PartReductions(**plain, nearest=Nearest(*by_point))
 
 
 def first_of(buffers: SiteBuffers) -> PartReductions:
@@ -59,7 +67,10 @@ def first_of(buffers: SiteBuffers) -> PartReductions:
     massive = finite & (exact > limits.massive) & (exact >= limits.massive_ratio * median.double())
     some = torch.where(absolute | relative | massive, magnitude, 0)
     criteria = torch.stack([absolute, relative, massive], dim=2)
-    peak = torch.where(absolute, x, 0)
+    peak = torch.where(finite, x, 0)
+    top = torch.where(finite.all(2), magnitude.amax(2), torch.nan)
+    share = limits.nearest_share(top, median[..., 0])
+    row = torch.arange(len(x), device=x.device)[:, None].expand_as(share)
     marks = sum(criteria[:, :, c].any(1).to(torch.uint8) << c for c in range(criteria.shape[2]))
     points = torch.arange(x.shape[1], device=x.device)[None, :, None]
     rank = absolute.cumsum(1)
@@ -69,6 +80,7 @@ def first_of(buffers: SiteBuffers) -> PartReductions:
         negative=(absolute & (x < 0)).sum(1, dtype=torch.int32),
         peak=peak,
         peak_at=torch.zeros_like(peak, dtype=torch.int32),
+        massive_peak=torch.where(massive, magnitude, 0),
         over_rms=(some * _reciprocal(rms)).amax(1),
         over_median=(some * _reciprocal(median)).amax(1),
         hits=marks[:, None],
@@ -76,6 +88,7 @@ def first_of(buffers: SiteBuffers) -> PartReductions:
         first_points=torch.stack([torch.where(hit, points, 0).sum(1, dtype=torch.int32) for hit in chosen], dim=1),
         first_positions=torch.zeros_like(buffers.first_positions),
         filled=rank[:, -1].clamp(max=FIRST_VALUES).int(),
+        nearest=of_tokens(x, share, median[..., 0], row, torch.zeros_like(row)),
     )
 
 
@@ -99,19 +112,22 @@ def fold(part: PartReductions, sequences: Tensor, tokens: int, width: int) -> Pa
         dims=_numpy(dims.int()),
         count=_numpy(count[:, :, dims].permute(2, 1, 0)),
         negative=_numpy(part.negative.sum(0, dtype=torch.int64)[dims]),
-        peak=_numpy(part.peak.abs().amax(0)[:, dims].T),
+        peak=_numpy(part.peak.abs().amax(0).T),
+        massive_peak=_numpy(part.massive_peak.amax(0)[:, dims].T),
         over_rms=_numpy(part.over_rms.amax(0)[dims]),
         over_median=_numpy(part.over_median.amax(0)[dims]),
         positions=np.ascontiguousarray(np.packbits(_numpy(bits), axis=1).transpose(2, 0, 1)),
         largest=_largest(part, dims, sequences),
         first=_first(part, dims, sequences),
+        nearest=_nearest(part.nearest, sequences),
     )
 
 
 def _largest(part: PartReductions, dims: Tensor, sequences: Tensor) -> Examples:
     """The largest of every (sequence, point), then the largest of these; equal ones in order of sequence and point."""
     batch, points, _ = part.peak.shape
-    value = part.peak[:, :, dims].reshape(batch * points, -1).T
+    value = torch.where(part.count[:, :, ABSOLUTE, dims] > 0, part.peak[:, :, dims], 0)
+    value = value.reshape(batch * points, -1).T
     at = part.peak_at[:, :, dims].reshape(batch * points, -1).T
     number = torch.arange(batch * points, device=value.device)
     key = value.abs().contiguous().view(torch.int32).long() << 32 | (batch * points - number)
@@ -119,6 +135,15 @@ def _largest(part: PartReductions, dims: Tensor, sequences: Tensor) -> Examples:
     value, at = value.gather(1, top), at.gather(1, top)
     there = value != 0
     return _examples(there, value, top % points, sequences[top // points], at, EXAMPLES)
+
+
+def _nearest(found: Nearest, sequences: Tensor) -> Nearest:
+    """Of every point, over the sequences; of equal ones the first."""
+    chosen = found.share.argmax(0, keepdim=True)
+    best = found.map(lambda values: values.gather(0, chosen)[0])
+    there = best.share > 0
+    number = torch.where(there, sequences[torch.where(there, best.sequence, 0)], NONE).int()
+    return replace(best, sequence=number).map(_numpy)
 
 
 def _first(part: PartReductions, dims: Tensor, sequences: Tensor) -> Examples:

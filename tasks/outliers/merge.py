@@ -72,7 +72,8 @@ class _Total:
         total.tokens += other.tokens
         total.count[rows] += other.count
         total.negative[rows] += other.negative
-        for name in ("peak", "over_rms", "over_median"):
+        np.maximum(total.peak, other.peak, out=total.peak)
+        for name in ("massive_peak", "over_rms", "over_median"):
             mine = getattr(total, name)
             mine[rows] = np.maximum(mine[rows], getattr(other, name))
         if other.width > total.width:
@@ -80,6 +81,7 @@ class _Total:
         total.positions[rows, :, : other.positions.shape[2]] |= other.positions
         raise_largest(total.largest, rows, other.largest)
         keep_first(total.first, rows, other.first)
+        total.nearest.raise_to(other.nearest)
 
     def state(self) -> PartState:
         if self._sum is None:

@@ -128,7 +128,7 @@ class PooledSite:
             "position_share": position_share,
             "mean_point_share": point_share.sum(1) / np.maximum(affected, 1),
             "max_point_share": point_share.max(1, initial=0),
-            "max_magnitude": part.peak.max(1, initial=0),
+            "max_magnitude": part.peak[part.dims].max(1, initial=0),
             "occurrences": occurrences,
             "positive": occurrences - part.negative,
             "negative": part.negative,
@@ -165,7 +165,7 @@ class PooledSite:
         in_one = np.flatnonzero(self.state.recurrence.any(axis=0))
         pooled = [self.systematic(variant, by) for variant in VARIANTS for by in (ABSOLUTE, RELATIVE)]
         part = self.parts["all"]
-        largest = part.dims[np.argsort(-part.peak.max(1, initial=0), kind="stable")[:LARGEST]]
+        largest = part.dims[np.argsort(-part.peak[part.dims].max(1, initial=0), kind="stable")[:LARGEST]]
         dims = np.unique(np.concatenate([in_one, *pooled, largest])).astype(np.int32)
         everywhere, rest = (self.parts[variant].of(dims) for variant in VARIANTS)
         n = len(self.points)
@@ -175,8 +175,8 @@ class PooledSite:
             "point": np.tile(np.arange(n), len(dims)),
             "occurrences": everywhere.count[:, ABSOLUTE].reshape(-1),
             "occurrences_without_first": rest.count[:, ABSOLUTE].reshape(-1),
-            "max_magnitude": everywhere.peak.reshape(-1),
-            "max_magnitude_without_first": rest.peak.reshape(-1),
+            "max_magnitude": everywhere.peak[dims].reshape(-1),
+            "max_magnitude_without_first": rest.peak[dims].reshape(-1),
         }
         return table(DIMENSION_POINTS, columns)
 
@@ -213,9 +213,30 @@ class PooledSite:
             "dim": part.dims[dim],
             "occurrences": part.count[dim, MASSIVE, point],
             "at_first_position": first.count[dim, MASSIVE, point],
-            "max_magnitude": part.peak[dim, point],
+            "max_magnitude": part.massive_peak[dim, point],
         }
         return table(MASSIVE_ACTIVATIONS, columns)
+
+    def nearest_massive(self) -> dict[str, object] | None:
+        """What comes nearest to a massive activation, where none is one; None too where no value is an outlier.
+
+        The ratio to the token's median magnitude is None where that is 0.
+        """
+        part = self.parts["all"]
+        point = int(part.nearest.share.argmax())
+        best = part.nearest.map(lambda values: values[point].item())
+        if part.count[:, MASSIVE].any() or not best.share:
+            return None
+        return {
+            "point": self.points[point].name,
+            "layer": self.points[point].layer,
+            "dim": best.dim,
+            "sequence": best.sequence,
+            "position": best.position,
+            "value": best.value,
+            "median": best.median,
+            "ratio": abs(best.value) / best.median if best.median else None,
+        }
 
     def facts(self, variant: str) -> dict[str, object]:
         """Numbers of the site in the summary."""

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.outliers import nearest
+from tasks.outliers.nearest import Nearest
 from tasks.outliers.spec import CRITERIA, Criteria
 
 FIRST_VALUES = 5
@@ -44,6 +46,9 @@ class Thresholds:
             massive=criteria.massive_magnitude,
             massive_ratio=criteria.massive_ratio,
         )
+
+    def nearest_share(self, top: Tensor, median: Tensor) -> Tensor:
+        return nearest.shares(top, median, self.absolute, self.massive, self.massive_ratio)
 
     @cached_property
     def absolute_bits(self) -> np.int32:
@@ -79,9 +84,11 @@ class SiteBuffers:
         self.count = written(batch, points, len(CRITERIA), d)
         """[B, S, 3, d] int32: positions with a hit, by criterion."""
         self.peak = written(batch, points, d, dtype=torch.float32)
-        """[B, S, d] float32: the absolute hit of largest magnitude, 0 without one."""
+        """[B, S, d] float32: the finite value of largest magnitude, a hit or not; 0 where there is none."""
         self.peak_at = written(batch, points, d)
         """[B, S, d] int32: its first position."""
+        self.massive_peak = written(batch, points, d, dtype=torch.float32)
+        """[B, S, d] float32: largest magnitude of a massive hit, 0 without one."""
         self.negative = zeros(batch, d)
         """[B, d] int32: absolute hits of a negative value."""
         self.over_rms = zeros(batch, d, dtype=torch.float32)
@@ -107,11 +114,15 @@ class SiteBuffers:
         self.median = written(batch, width, dtype=torch.float32)
         """[B, T] float32: of each token at the last point, lower median of the magnitudes; NaN like `rms`. 0 in tokens
         without a value that reaches the absolute threshold or the massive magnitude, where nobody asks for it."""
+        self.token_top = written(batch, width, dtype=torch.float32)
+        """[B, T] float32: of each token at the last point, largest magnitude; NaN like `rms`."""
         self.token_hits = written(batch, width)
         """[B, T] int32: of each token at the last point, dimensions with an absolute hit."""
         self.first_rms = written(batch, points, dtype=torch.float64)
         self.first_median = written(batch, points, dtype=torch.float32)
         """[B, S]: `rms` and `median` of each sequence's first token."""
+        self.nearest: list[Nearest] = []
+        """By point, [B]: what comes nearest to a massive activation in each sequence."""
 
     def observe(self, point: int, x: Tensor) -> None:
         """Reduce x [B, columns, d], the activations of a point; points come in order."""
@@ -122,6 +133,15 @@ class SiteBuffers:
         else:
             from tasks.outliers.reductions_cpu import reduce_point
         reduce_point(x, point, self)
+        self.nearest.append(self._nearest(x))
+
+    def _nearest(self, x: Tensor) -> Nearest:
+        """[B]: of the last point, x [B, columns, d]."""
+        t = torch.arange(self.median.shape[1], device=self.device)
+        share = self.thresholds.nearest_share(self.token_top, self.median)
+        share = torch.where((t > 0) & (t < self.length[:, None]), share, 0)
+        b, at = torch.arange(len(share), device=self.device), share.argmax(1)
+        return nearest.of_tokens(x[b, self.start + at], share[b, at], self.median[b, at], b, at)
 
     @cached_property
     def arrays(self) -> SimpleNamespace:

@@ -28,10 +28,11 @@ BLOCK = 64
 """Dimensions that are looked at together, or left out together where nothing in them reaches a threshold."""
 TOKENS = 16
 """Tokens whose thresholds are found, and whose dimensions are then looked at, while they are in the cache."""
-ABSOLUTE, RELATIVE, MASSIVE, NEGATIVE, LARGEST, LARGEST_AT, OVER_RMS, OVER_MEDIAN = range(8)
-FIELDS = 8
-"""Counters of a dimension: hits by each criterion, negative ones, magnitude and position of the largest, and the
-largest ratios to the token's rms and median. Floats are kept as their bits, which are ordered alike."""
+ABSOLUTE, RELATIVE, MASSIVE, NEGATIVE, LARGEST, LARGEST_AT, LARGEST_MASSIVE, OVER_RMS, OVER_MEDIAN = range(9)
+FIELDS = 9
+"""Counters of a dimension: hits by each criterion, negative ones, magnitude and position of the largest value,
+magnitude of the largest massive hit, and the largest ratios to the token's rms and median. Floats are kept as their
+bits, which are ordered alike."""
 
 
 def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
@@ -52,6 +53,7 @@ def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
         arrays.count,
         arrays.peak,
         arrays.peak_at,
+        arrays.massive_peak,
         arrays.negative,
         arrays.over_rms,
         arrays.over_median,
@@ -65,6 +67,7 @@ def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
         arrays.first,
         arrays.rms,
         arrays.median,
+        arrays.token_top,
         arrays.token_hits,
         arrays.first_rms,
         arrays.first_median,
@@ -160,6 +163,16 @@ def _take_magnitudes(row, shift, magnitudes):
 
 
 @njit(inline="always")
+def _raise(magnitudes, t, counters):
+    """Keep the largest finite magnitude of each dimension of a block, and its first position."""
+    for h in range(magnitudes.size):
+        shown = np.int32(magnitudes[h] * np.int32(magnitudes[h] < INFINITY))
+        larger = shown > counters[LARGEST * BLOCK + h]
+        counters[LARGEST * BLOCK + h] = shown if larger else counters[LARGEST * BLOCK + h]
+        counters[LARGEST_AT * BLOCK + h] = np.int32(t) if larger else counters[LARGEST_AT * BLOCK + h]
+
+
+@njit(inline="always")
 def _reciprocal(scale):
     """0 where the scale is 0 or unknown."""
     return np.float32(1.0 / scale) if scale > 0 else np.float32(0)
@@ -168,9 +181,9 @@ def _reciprocal(scale):
 @njit(nogil=True, parallel=True, cache=True, fastmath={"reassoc"})
 def _reduce(
     x, shift, point, segments, absolute, ratio, massive_limit, massive_ratio, start, length,
-    count, peak, peak_at, negative, over_rms, over_median, hits,
-    first_values, first_points, first_positions, filled, nan, inf, first, rms, median, token_hits, first_rms,
-    first_median,
+    count, peak, peak_at, massive_peak, negative, over_rms, over_median, hits,
+    first_values, first_points, first_positions, filled, nan, inf, first, rms, median, token_top, token_hits,
+    first_rms, first_median,
 ):  # fmt: skip
     batch, _, d = x.shape
     blocks = (d + BLOCK - 1) // BLOCK
@@ -181,14 +194,14 @@ def _reduce(
         begin, end = length[b] * segment // segments, length[b] * (segment + 1) // segments
         _count(
             x[b, start[b] : start[b] + length[b]], shift, begin, end, absolute, ratio, massive_limit, massive_ratio,
-            counters[task], broken[task], rms[b], median[b], token_hits[b], hits[b],
+            counters[task], broken[task], rms[b], median[b], token_top[b], token_hits[b], hits[b],
         )  # fmt: skip
     for b in prange(batch):
         first_rms[b, point], first_median[b, point] = rms[b, 0], median[b, 0]
         nan[b, point], inf[b, point] = 0, 0
         for h in range(d):
             first[b, point, h] = _as_float(_value_bits(x[b, start[b], h], shift))
-            peak[b, point, h], peak_at[b, point, h] = 0, 0
+            peak[b, point, h], peak_at[b, point, h], massive_peak[b, point, h] = 0, 0, 0
         for segment in range(segments):
             mine, is_first = counters[b * segments + segment], segment == 0
             nan[b, point] += broken[b * segments + segment, 0]
@@ -204,6 +217,7 @@ def _reduce(
                     at = of_dim[LARGEST_AT]
                     peak[b, point, h] = _as_float(_value_bits(x[b, start[b] + at, h], shift))
                     peak_at[b, point, h] = at
+                massive_peak[b, point, h] = max(massive_peak[b, point, h], _as_float(of_dim[LARGEST_MASSIVE]))
                 over_rms[b, h] = max(over_rms[b, h], _as_float(of_dim[OVER_RMS]))
                 over_median[b, h] = max(over_median[b, h], _as_float(of_dim[OVER_MEDIAN]))
         for h in range(d):
@@ -222,7 +236,7 @@ def _reduce(
 @njit(fastmath={"reassoc"})
 def _count(
     x, shift, begin, end, absolute, ratio, massive_limit, massive_ratio, counters, broken,
-    rms, median, token_hits, hits,
+    rms, median, token_top, token_hits, hits,
 ):  # fmt: skip
     """Positions `begin` to `end` of one sequence x [T, d]: facts of its tokens, counters of its dimensions, in which
     position 0 is left out; how many values are NaN, and infinite."""
@@ -245,6 +259,8 @@ def _count(
                 within = slice(block * BLOCK, (block + 1) * BLOCK)
                 tops[i, block] = _take_magnitudes(row[within], shift, magnitudes[within])
                 top = max(top, tops[i, block])
+                if t > 0:
+                    _raise(magnitudes[within], t, own[block * FIELDS * BLOCK : (block + 1) * FIELDS * BLOCK])
             token_hits[t] = d - _count_up_to(magnitudes, np.int32(absolute - 1)) if top >= absolute else 0
             if top >= INFINITY:
                 finite = _count_up_to(magnitudes, np.int32(INFINITY - 1))
@@ -252,10 +268,11 @@ def _count(
                 nan += d - not_nan
                 inf += not_nan - finite
                 token_hits[t] -= d - finite
-                rms[t] = median[t] = np.nan
+                rms[t] = median[t] = token_top[t] = np.nan
                 of_rms[i] = of_median[i] = INFINITY
                 by_rms[i] = by_median[i] = 0
                 continue
+            token_top[t] = _as_float(top)
             power = 0.0
             for h in range(d):
                 value = np.float64(_as_float(magnitudes[h]))
@@ -275,14 +292,14 @@ def _count(
             for i in range(max(0, 1 - t0), n):
                 if tops[i, block] >= min(absolute, min(of_rms[i], of_median[i])):
                     row = x[t0 + i, h0 : h0 + BLOCK]
-                    _add(row, shift, absolute, of_rms[i], of_median[i], by_rms[i], by_median[i], t0 + i, mine)
+                    _add(row, shift, absolute, of_rms[i], of_median[i], by_rms[i], by_median[i], mine)
                     _mark(row, shift, absolute, of_rms[i], of_median[i], hits[t0 + i, h0 : h0 + BLOCK])
     counters[:] = own.reshape(blocks, FIELDS * BLOCK)
     broken[0], broken[1] = nan, inf
 
 
 @njit(inline="always")
-def _add(row, shift, absolute, of_rms, of_median, by_rms, by_median, t, counters):
+def _add(row, shift, absolute, of_rms, of_median, by_rms, by_median, counters):
     """Count the dimensions of one token's block; field f of dimension h is at f * BLOCK + h."""
     lowest = min(absolute, min(of_rms, of_median))
     for h in range(row.size):
@@ -292,12 +309,12 @@ def _add(row, shift, absolute, of_rms, of_median, by_rms, by_median, t, counters
         hit = np.int32(np.int32(magnitude >= absolute) & finite)
         counters[ABSOLUTE * BLOCK + h] += hit
         counters[RELATIVE * BLOCK + h] += np.int32(np.int32(magnitude >= of_rms) & finite)
-        counters[MASSIVE * BLOCK + h] += np.int32(np.int32(magnitude >= of_median) & finite)
         counters[NEGATIVE * BLOCK + h] += np.int32(hit & np.int32(bits < 0))
-        shown = np.int32(magnitude * hit)
-        larger = shown > counters[LARGEST * BLOCK + h]
-        counters[LARGEST * BLOCK + h] = shown if larger else counters[LARGEST * BLOCK + h]
-        counters[LARGEST_AT * BLOCK + h] = np.int32(t) if larger else counters[LARGEST_AT * BLOCK + h]
+        massive = np.int32(np.int32(magnitude >= of_median) & finite)
+        counters[MASSIVE * BLOCK + h] += massive
+        counters[LARGEST_MASSIVE * BLOCK + h] = max(
+            counters[LARGEST_MASSIVE * BLOCK + h], np.int32(magnitude * massive)
+        )
         value = _as_float(np.int32(magnitude * np.int32(np.int32(magnitude >= lowest) & finite)))
         counters[OVER_RMS * BLOCK + h] = max(counters[OVER_RMS * BLOCK + h], np.float32(value * by_rms).view(np.int32))
         counters[OVER_MEDIAN * BLOCK + h] = max(

@@ -30,6 +30,7 @@ def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
     relative, massive = torch.empty(2, batch, width, dtype=torch.int32, device=x.device)
     nan, inf = torch.zeros(2, batch, width, dtype=torch.int32, device=x.device)
     count, peak, peak_at = buffers.count[:, point], buffers.peak[:, point], buffers.peak_at[:, point]
+    massive_peak = buffers.massive_peak[:, point]
     _tokens[(batch, width)](
         x,
         buffers.start,
@@ -44,6 +45,7 @@ def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
         massive,
         buffers.rms,
         buffers.median,
+        buffers.token_top,
         buffers.token_hits,
         nan,
         inf,
@@ -68,6 +70,7 @@ def reduce_point(x: Tensor, point: int, buffers: SiteBuffers) -> None:
         buffers.negative,
         peak,
         peak_at,
+        massive_peak,
         peak.stride(0),
         buffers.over_rms,
         buffers.over_median,
@@ -102,7 +105,7 @@ def _reciprocal(scale):
 @triton.jit
 def _tokens(
     x, start, length, columns, d, absolute, ratio, massive_limit, massive_ratio,
-    relative, massive, rms, median, token_hits, nan, inf, width,
+    relative, massive, rms, median, token_top, token_hits, nan, inf, width,
     SHIFT: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Of one token: root mean square, median, hits; from these its thresholds of the other two criteria."""
@@ -115,7 +118,8 @@ def _tokens(
         value = tl.load(row + h, mask=inside, other=0.0).to(tl.float32)
         magnitude = value.to(tl.int32, bitcast=True) & MAGNITUDE
         place = b * width + t
-        broken = tl.max(magnitude, axis=0) >= INFINITY
+        top = tl.max(magnitude, axis=0)
+        broken = top >= INFINITY
         not_a_number = tl.sum((magnitude > INFINITY).to(tl.int32), axis=0)
         infinite = tl.sum((magnitude == INFINITY).to(tl.int32), axis=0)
         hits = tl.sum((inside & (magnitude >= absolute) & (magnitude < INFINITY)).to(tl.int32), axis=0)
@@ -133,13 +137,14 @@ def _tokens(
             low = tl.where(enough | decided, low, middle)
         middle_value = (high << SHIFT).to(tl.float32, bitcast=True)
 
-        asked = tl.max(magnitude, axis=0) >= tl.minimum(absolute, massive_limit)
+        asked = top >= tl.minimum(absolute, massive_limit)
         middle_value = tl.where(asked, middle_value, 0.0)
         unknown = float("nan")
         size = tl.where(broken, unknown, size)
         middle_value = tl.where(broken, unknown, middle_value)
         tl.store(rms + place, size.to(tl.float64))
         tl.store(median + place, middle_value)
+        tl.store(token_top + place, tl.where(broken, unknown, top.to(tl.float32, bitcast=True)))
         tl.store(token_hits + place, hits)
         tl.store(nan + place, not_a_number)
         tl.store(inf + place, infinite)
@@ -151,7 +156,7 @@ def _tokens(
 @triton.jit
 def _dimensions(
     x, start, length, columns, d, absolute, relative, massive, point,
-    rms, median, count, count_stride, negative, peak, peak_at, peak_stride, over_rms, over_median, hits,
+    rms, median, count, count_stride, negative, peak, peak_at, massive_peak, peak_stride, over_rms, over_median, hits,
     first_values, first_points, first_positions, filled, width,
     KEPT: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -169,6 +174,7 @@ def _dimensions(
     below_zero = tl.zeros((BLOCK,), tl.int32)
     largest = tl.zeros((BLOCK,), tl.int32)
     at = tl.zeros((BLOCK,), tl.int32)
+    largest_massive = tl.zeros((BLOCK,), tl.int32)
     by_rms = tl.load(over_rms + mine, mask=inside, other=0.0)
     by_median = tl.load(over_median + mine, mask=inside, other=0.0)
     taken = tl.load(filled + mine, mask=inside, other=0)
@@ -198,10 +204,12 @@ def _dimensions(
         of_relative += tl.sum(hit_relative, axis=0)
         of_massive += tl.sum(hit_massive, axis=0)
         below_zero += tl.sum(hit * (bits < 0).to(tl.int32), axis=0)
-        tile_largest, tile_at = tl.max(magnitude * hit, axis=0, return_indices=True, return_indices_tie_break_left=True)
+        shown = tl.where(finite, magnitude, 0)
+        tile_largest, tile_at = tl.max(shown, axis=0, return_indices=True, return_indices_tie_break_left=True)
         larger = tile_largest > largest
         at = tl.where(larger, t0 + tile_at, at)
         largest = tl.where(larger, tile_largest, largest)
+        largest_massive = tl.maximum(largest_massive, tl.max(magnitude * hit_massive, axis=0))
 
         size = tl.load(rms + token, mask=real, other=0.0).to(tl.float32)
         middle = tl.load(median + token, mask=real, other=0.0)
@@ -226,6 +234,7 @@ def _dimensions(
     largest_value = tl.load(first_row + at.to(tl.int64) * d + h, mask=found, other=0.0).to(tl.float32)
     tl.store(peak + b * peak_stride + h, largest_value, mask=inside)
     tl.store(peak_at + b * peak_stride + h, at, mask=inside)
+    tl.store(massive_peak + b * peak_stride + h, largest_massive.to(tl.float32, bitcast=True), mask=inside)
     tl.store(over_rms + mine, by_rms, mask=inside)
     tl.store(over_median + mine, by_median, mask=inside)
     tl.store(filled + mine, taken, mask=inside)

@@ -56,6 +56,7 @@ def document(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], run: Ru
         new={
             "outlier_summary": _outlier_summary(summary, dimensions, of_site["points"]),
             "massive_activations": _massive(of_site["massive"]),
+            "nearest_massive_activation": summary["nearest_massive"],
             "sites": summary["sites"],
         },
     )

@@ -28,13 +28,19 @@ DESCRIPTION = [
     "unique_dimensions: columns, one entry for each dimension that is systematic in any batch, or over all batches "
     "taken as one (systematic). batches: in how many it is systematic by itself; recurrence: their share. "
     "layer_percentage, seq_percentage (positions: union over batches, of the longest), total_occurrences, "
-    "negative_occurrences and max_magnitude are over all batches. mean_point_percentage, max_point_percentage: share "
-    "of the tokens with an outlier at a point, mean over the affected points, and largest. relative_...: of outliers "
-    "that are so many times their token's root mean square. massive_occurrences: massive activations. max_over_rms, "
-    "max_over_median: largest magnitude of an outlier over its token's root mean square and median magnitude (null: "
-    "the median is 0)",
-    "outlier_summary: total_outlier_features counts dimensions with any outlier; layer_stats: columns by point",
-    "massive_activations: columns by dimension; points: at how many",
+    "negative_occurrences and max_magnitude (of any value, an outlier or not) are over all batches. "
+    "mean_point_percentage, max_point_percentage: share of the tokens with an outlier at a point, mean over the "
+    "affected points, and largest. relative_...: of outliers that are so many times their token's root mean square. "
+    "massive_occurrences: massive activations. max_over_rms: largest magnitude over its token's root mean square, "
+    "among the values that meet any of the three criteria; max_over_median: the same over the median magnitude (null: "
+    "the median is 0), in tokens with an outlier or a massive activation",
+    "outlier_summary: total_outlier_features counts dimensions with any outlier; layer_stats: columns by point; "
+    "max_magnitude: of any value",
+    "massive_activations: columns by dimension; points: at how many; max_magnitude: of a massive one",
+    "nearest_massive_activation: by site, where it has no massive activation: the value that comes nearest to one, the "
+    "share of the two limits that it reaches at least being the largest; ratio: its magnitude over its token's median "
+    "(null: the median is 0); sequence and position count from 0. null where there is a massive activation, or no "
+    "outlier",
     "sites: numbers of each site, by positions",
     "converted_from: the file of the old layout, what of it was lost, and where it contradicts itself. records_from "
     "of a batch: its occurrences, its own list, the header's list over all batches, or nothing. An infinity is written "

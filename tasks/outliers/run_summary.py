@@ -101,6 +101,7 @@ def _summary(
         "headline": p.criteria.headline,
         "points": {site.site: [point.name for point in site.points] for site in sites},
         "experts": experts,
+        "nearest_massive": {site.site: site.nearest_massive() for site in sites},
         **broken,
         "sites": {
             site.site: {

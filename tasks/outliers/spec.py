@@ -168,8 +168,8 @@ class AblationParams(BaseModel):
 
 
 PREPARE = TaskKind("outliers.prepare", 1, PrepareParams, "tasks.outliers.run_prepare:run", always_run=True)
-SCAN = TaskKind("outliers.scan", 1, ScanParams, "tasks.outliers.run_scan:run")
-SUMMARY = TaskKind("outliers.summary", 1, SummaryParams, "tasks.outliers.run_summary:run")
+SCAN = TaskKind("outliers.scan", 2, ScanParams, "tasks.outliers.run_scan:run")
+SUMMARY = TaskKind("outliers.summary", 2, SummaryParams, "tasks.outliers.run_summary:run")
 ABLATION = TaskKind("outliers.ablation", 1, AblationParams, "tasks.outliers.run_ablation:run")
 
 KINDS = (PREPARE, SCAN, SUMMARY, ABLATION)

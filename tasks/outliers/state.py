@@ -2,7 +2,8 @@
 
 A `PartState` holds sets (as bits), counts, maxima and a few examples chosen by a total order. Merging is OR, +, max and
 "the first k", so it gives the same bits in any order and any grouping; and its size follows from the model and the
-sequences' length alone. Dimensions without any hit are left out, so two states of the same sequences are equal arrays.
+sequences' length alone. Of dimensions without any hit the largest magnitude alone is kept, so two states of the same
+sequences are equal arrays.
 
 `merge` puts states together. A site's state has two parts that share nothing: the first position of each sequence, and
 the rest. Together they are the result over all positions, the rest alone is the result without the first one.
@@ -11,11 +12,12 @@ the rest. Together they are the result over all positions, the rest alone is the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tasks.outliers.examples import Examples
+from tasks.outliers.nearest import Nearest
 from tasks.outliers.spec import CRITERIA
 
 VARIANTS = ("all", "without_first")
@@ -51,7 +53,9 @@ class PartState:
     negative: np.ndarray
     """[m] int64: absolute hits with a negative value"""
     peak: np.ndarray
-    """[m, S] float32: largest magnitude of an absolute hit, 0 where there is none"""
+    """[d, S] float32: largest finite magnitude of every dimension, with a hit or without; 0 where there is none"""
+    massive_peak: np.ndarray
+    """[m, S] float32: largest magnitude of a massive hit, 0 where there is none"""
     over_rms: np.ndarray
     """[m] float32: largest |x| / rms of its token among all hits"""
     over_median: np.ndarray
@@ -62,6 +66,8 @@ class PartState:
     """The largest absolute hits, at most one of each (sequence, point), and one of its first position."""
     first: Examples
     """The first absolute hits by point, sequence, position."""
+    nearest: Nearest
+    """[S]: what comes nearest to a massive activation"""
 
     @classmethod
     def without_hits(cls, d: int, points: int, k: int, dims: np.ndarray, tokens: int = 0, width: int = 0) -> PartState:
@@ -74,12 +80,14 @@ class PartState:
             dims=dims,
             count=np.zeros((m, c, points), np.int64),
             negative=np.zeros(m, np.int64),
-            peak=np.zeros((m, points), np.float32),
+            peak=np.zeros((d, points), np.float32),
+            massive_peak=np.zeros((m, points), np.float32),
             over_rms=np.zeros(m, np.float32),
             over_median=np.zeros(m, np.float32),
             positions=np.zeros((m, c, -(-width // 8)), np.uint8),
             largest=Examples.none(m, k),
             first=Examples.none(m, k),
+            nearest=Nearest.none(points),
         )
 
     @property
@@ -99,17 +107,16 @@ class PartState:
         found = np.isin(dims, self.dims)
         rows = np.searchsorted(self.dims, dims[found])
         out = self.without_hits(self.d, self.points, self.k, dims.astype(np.int32), self.tokens, self.width)
-        for name in ("count", "negative", "peak", "over_rms", "over_median", "positions"):
+        for name in _BY_DIM:
             getattr(out, name)[found] = getattr(self, name)[rows]
         for name in ("largest", "first"):
             getattr(out, name).put(found, getattr(self, name).take(rows))
-        return out
+        return replace(out, peak=self.peak.copy(), nearest=self.nearest.map(np.copy))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What `from_arrays` takes."""
-        plain = ("dims", "count", "negative", "peak", "over_rms", "over_median", "positions")
-        arrays = {name: getattr(self, name) for name in plain}
-        arrays |= joined({kind: vars(getattr(self, kind)) for kind in _EXAMPLES})
+        arrays = {name: getattr(self, name) for name in ("dims", "peak", *_BY_DIM)}
+        arrays |= joined({kind: vars(getattr(self, kind)) for kind in (*_EXAMPLES, "nearest")})
         size = np.array([self.d, self.tokens, self.width], np.int64)
         return arrays | {"size": size, "positions": self.positions.reshape(-1)}  # files join along the first axis
 
@@ -119,9 +126,11 @@ class PartState:
         plain = {name: array for name, array in arrays.items() if "." not in name and name != "size"}
         plain["positions"] = plain["positions"].reshape(len(plain["dims"]), len(CRITERIA), -(-width // 8))
         examples = {kind: Examples(**part_of(arrays, kind)) for kind in _EXAMPLES}
-        return cls(d=d, tokens=tokens, width=width, **plain, **examples)
+        near = Nearest(**part_of(arrays, "nearest"))
+        return cls(d=d, tokens=tokens, width=width, **plain, **examples, nearest=near)
 
 
+_BY_DIM = ("count", "negative", "massive_peak", "over_rms", "over_median", "positions")
 _EXAMPLES = ("largest", "first")
 
 

@@ -75,6 +75,6 @@ class OutliersReportParams(BaseModel):
 
 PATCHING = TaskKind("report.patching", 2, PatchingReportParams, "tasks.report.patching.run:run")
 
-OUTLIERS = TaskKind("report.outliers", 1, OutliersReportParams, "tasks.report.outliers.run:run")
+OUTLIERS = TaskKind("report.outliers", 2, OutliersReportParams, "tasks.report.outliers.run:run")
 
 KINDS = (PATCHING, OUTLIERS)

@@ -19,6 +19,7 @@ class Occurrence(NamedTuple):
     value: float
     over_rms: float
     over_median: float
+    median: float
     criteria: tuple[bool, bool, bool]
 
 
@@ -42,8 +43,43 @@ def occurrences(x: np.ndarray, sequence: int, criteria: Criteria) -> list[Occurr
                 if math.isfinite(value) and any(hits):
                     over_rms = size / rms if rms > 0 else 0.0
                     over_median = size / median if median > 0 and asked else 0.0
-                    found.append(Occurrence(dim, point, sequence, position, value, over_rms, over_median, hits))
+                    found.append(Occurrence(dim, point, sequence, position, value, over_rms, over_median, median, hits))
     return found
+
+
+def peaks(sequences: list[np.ndarray], positions: slice) -> np.ndarray:
+    """[d, S]: largest finite magnitude of each dimension at each point, over these positions of x [S, T, d]."""
+    points, _, d = sequences[0].shape
+    largest = np.zeros((d, points), np.float32)
+    for x in sequences:
+        for point in range(points):
+            for vector in x[point, positions]:
+                for dim, value in enumerate(vector):
+                    if math.isfinite(value):
+                        largest[dim, point] = max(largest[dim, point], abs(value))
+    return largest
+
+
+def nearest(sequences: dict[int, np.ndarray], positions: slice, criteria: Criteria) -> list[tuple | None]:
+    """By point, what comes nearest to a massive activation in x [S, T, d] by sequence: share of the two limits that it
+    reaches, value, median of its token, dimension, sequence, position; the first of equal ones."""
+    best: list[tuple | None] = [None] * len(next(iter(sequences.values())))
+    for number, x in sorted(sequences.items()):
+        for point in range(len(best)):
+            for position in range(x.shape[1])[positions]:
+                vector = [float(v) for v in x[point, position]]
+                if not all(map(math.isfinite, vector)):
+                    continue
+                median = sorted(map(abs, vector))[(len(vector) - 1) // 2]
+                size = max(map(abs, vector))
+                if size < criteria.threshold and size <= criteria.massive_magnitude:
+                    continue
+                over_median = size / (criteria.massive_ratio * median) if median else math.inf
+                share = min(size / criteria.massive_magnitude, over_median)
+                if best[point] is None or share > best[point][0]:
+                    dim = next(i for i, v in enumerate(vector) if abs(v) == size)
+                    best[point] = share, vector[dim], median, dim, number, position
+    return best
 
 
 def summary(found: list[Occurrence], points: int, examples: int = 5) -> dict[int, dict]:
@@ -63,10 +99,12 @@ def _of_dim(hits: list[Occurrence], points: int, examples: int) -> dict:
                 count[c, hit.point] += 1
                 positions[c].add(hit.position)
     outliers = [hit for hit in hits if hit.criteria[0]]
-    peak = np.zeros(points, np.float32)
+    massive_peak = np.zeros(points, np.float32)
+    for hit in hits:
+        if hit.criteria[2]:
+            massive_peak[hit.point] = max(massive_peak[hit.point], abs(hit.value))
     strongest = {}
     for hit in outliers:
-        peak[hit.point] = max(peak[hit.point], abs(hit.value))
         cell = hit.sequence, hit.point, hit.position == 0
         if cell not in strongest or abs(hit.value) > abs(strongest[cell].value):
             strongest[cell] = hit
@@ -76,7 +114,7 @@ def _of_dim(hits: list[Occurrence], points: int, examples: int) -> dict:
         "count": count,
         "positions": positions,
         "negative": sum(hit.value < 0 for hit in outliers),
-        "peak": peak,
+        "massive_peak": massive_peak,
         "over_rms": max(hit.over_rms for hit in hits),
         "over_median": max(hit.over_median for hit in hits),
         "largest": [(h.value, h.point, h.sequence, h.position) for h in largest[:examples]],

@@ -76,7 +76,7 @@ def described(state: PartState) -> dict[int, dict]:
             "count": state.count[row],
             "positions": [set(np.flatnonzero(bits[row, c]).tolist()) for c in range(3)],
             "negative": int(state.negative[row]),
-            "peak": state.peak[row],
+            "massive_peak": state.massive_peak[row],
             "over_rms": float(state.over_rms[row]),
             "over_median": float(state.over_median[row]),
             "largest": listed(state.largest, row),
@@ -84,6 +84,15 @@ def described(state: PartState) -> dict[int, dict]:
         }
         for row, dim in enumerate(state.dims)
     }
+
+
+def nearest_of(state: PartState) -> list[tuple | None]:
+    """What comes nearest to a massive activation, as `naive.nearest` says it."""
+    near = state.nearest
+    rows = zip(
+        *(getattr(near, n).tolist() for n in ("share", "value", "median", "dim", "sequence", "position")), strict=True
+    )
+    return [row if row[0] else None for row in rows]
 
 
 def assert_same_bits(a: PartState, b: PartState) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from tasks.outliers import reductions_cpu, reductions_cuda
 from tasks.outliers.spec import Criteria
-from tests.outliers.naive import occurrences, summary
-from tests.outliers.states import described, draw, parts_of
+from tests.outliers.naive import nearest, occurrences, peaks, summary
+from tests.outliers.states import described, draw, nearest_of, parts_of
 
+POSITIONS = {"first": slice(0, 1), "rest": slice(1, None)}
 LENGTHS = ([7, 3, 12], [1, 1], [5], [33, 40, 2, 19])
 
 
@@ -19,7 +20,7 @@ def assert_equals_reference(state, reference) -> None:
     for dim, expected in reference.items():
         mine = found[dim]
         np.testing.assert_array_equal(mine["count"], expected["count"], err_msg=f"dim {dim}")
-        np.testing.assert_array_equal(mine["peak"], expected["peak"])
+        np.testing.assert_array_equal(mine["massive_peak"], expected["massive_peak"])
         for name in ("positions", "negative", "largest", "first"):
             assert mine[name] == expected[name], (dim, name)
         for name in ("over_rms", "over_median"):
@@ -32,12 +33,15 @@ def assert_equals_reference(state, reference) -> None:
 @pytest.mark.parametrize("d", [1, 8, 64, 100, 131])
 def test_every_number_is_the_references(dtype, side, lengths, d) -> None:
     rng = np.random.default_rng([d, len(lengths)])
-    criteria = Criteria()
+    criteria = Criteria(massive_ratio=20.0)
     sequences = [draw(rng, 5, n, d, dtype) for n in lengths]
     numbers = list(range(40, 40 + len(lengths)))
     parts = parts_of(sequences, numbers, criteria, side=side, dtype=dtype)
     found = [one for x, n in zip(sequences, numbers, strict=True) for one in occurrences(x, n, criteria)]
     assert any(one.position for one in found) or max(lengths) == 1
+    for part, positions in POSITIONS.items():
+        np.testing.assert_array_equal(parts[part].peak, peaks(sequences, positions))
+        assert nearest_of(parts[part]) == nearest(dict(zip(numbers, sequences, strict=True)), positions, criteria)
     assert_equals_reference(parts["first"], summary([one for one in found if one.position == 0], 5))
     assert_equals_reference(parts["rest"], summary([one for one in found if one.position > 0], 5))
 
@@ -52,6 +56,7 @@ def test_any_number_of_threads_gives_the_same(threads, monkeypatch) -> None:
     parts = parts_of(sequences, [0, 1], criteria, dtype="bfloat16")
     found = [one for n, x in enumerate(sequences) for one in occurrences(x, n, criteria)]
     assert_equals_reference(parts["rest"], summary([one for one in found if one.position > 0], 4))
+    np.testing.assert_array_equal(parts["rest"].peak, peaks(sequences, POSITIONS["rest"]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -69,3 +74,5 @@ def test_the_gpus_kernels_give_the_same(dtype, side, lengths, d, monkeypatch) ->
     found = parts_of(sequences, numbers, criteria, side=side, dtype=dtype)
     for part in expected:
         assert_equals_reference(found[part], described(expected[part]))
+        np.testing.assert_array_equal(found[part].peak, expected[part].peak)
+        assert nearest_of(found[part]) == nearest_of(expected[part])

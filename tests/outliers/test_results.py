@@ -127,6 +127,7 @@ def summary_of(names: list[str], sequences: int, length: int = 40) -> dict:
         "headline": "all",
         "points": {"norms": names, "residual": ["layer_0_resid_post"]},
         "sites": {},
+        "nearest_massive": {"norms": None, "residual": {"dim": 3, "ratio": None}},
     }
 
 
@@ -206,6 +207,7 @@ def test_what_is_new(text: str) -> None:
     assert more["negative_occurrences"][by_pair[2, 5]] == record["total_occurrences"]
     assert set(more["max_over_rms"]) == {9.1}
     assert set(more["max_over_median"]) == {None}
+    assert new["nearest_massive_activation"] == {"norms": None, "residual": {"dim": 3, "ratio": None}}
     assert new["massive_activations"] == {
         "feature_dim": [5],
         "points": [2],

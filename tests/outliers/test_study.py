@@ -19,7 +19,7 @@ from tasks.outliers import run_scan
 from tasks.outliers.scan import Scanner
 from tasks.outliers.spec import SITES, Criteria
 from tests.models.tiny import save_tiny_model
-from tests.outliers.naive import Occurrence, occurrences
+from tests.outliers.naive import Occurrence, nearest, occurrences
 from tests.outliers.old_layout import find_outliers, systematic_outliers
 from tests.outliers.studies import CRITERIA, prepared, scanned, some_text, summarized
 
@@ -118,7 +118,7 @@ def test_dimensions_from_every_occurrence(whole, kept, found, site, variant) -> 
         shares = [sum(one.point == point for one in hits) / tokens for point in layers]
         assert row["mean_point_share"] == pytest.approx(np.mean(shares) if shares else 0)
         assert row["max_point_share"] == pytest.approx(max(shares, default=0))
-        assert row["max_magnitude"] == max((abs(one.value) for one in hits), default=0)
+        assert row["max_magnitude"] == max(largest(x[:, skipped:, dim]) for x in sequences)
         assert row["occurrences"] == len(hits) == row["positive"] + row["negative"]
         assert row["negative"] == sum(one.value < 0 for one in hits)
         assert row["relative_layer_share"] == len({one.point for one in relative}) / points
@@ -128,6 +128,11 @@ def test_dimensions_from_every_occurrence(whole, kept, found, site, variant) -> 
         assert row["recurrence"] == row["sequences"] / DOCUMENTS
         first = sorted(hits, key=lambda one: (one.point, one.sequence, one.position))
         assert row["first_values"] == [one.value for one in first[:5]]
+
+
+def largest(x: np.ndarray) -> float:
+    """The largest magnitude of all values, outliers or not."""
+    return max((abs(float(value)) for value in x.reshape(-1)), default=0.0)
 
 
 def systematic(x: np.ndarray, skipped: int) -> set[int]:
@@ -158,7 +163,8 @@ def test_points_and_their_dimensions(whole, kept, found) -> None:
         hits = [one for one in found[row["site"]] if one.point == row["point"] and one.criteria[0]]
         assert row["outliers"] == len(hits)
         assert row["outliers_without_first"] == sum(one.position > 0 for one in hits)
-        assert row["max_magnitude"] == max(abs(one.value) for one in hits)
+        assert row["max_magnitude"] == max(largest(x[row["point"]]) for x in kept[row["site"]])
+        assert row["max_magnitude_without_first"] == max(largest(x[row["point"], 1:]) for x in kept[row["site"]])
         assert row["values"] == sum(x[0].size for x in kept[row["site"]])
     cells = {
         (row["dim"], row["point"]): row for row in whole.table("dimension_points").to_pylist() if row["site"] == "norms"
@@ -167,7 +173,49 @@ def test_points_and_their_dimensions(whole, kept, found) -> None:
     for (dim, point), row in list(cells.items())[::17]:
         mine = [one for one in norms if (one.dim, one.point) == (dim, point)]
         assert row["occurrences"] == len(mine)
-        assert row["max_magnitude"] == max((abs(one.value) for one in mine), default=0)
+        assert row["max_magnitude"] == max(largest(x[point, :, dim]) for x in kept["norms"])
+        assert row["max_magnitude_without_first"] == max(largest(x[point, 1:, dim]) for x in kept["norms"])
+
+
+def test_massive_activations_from_every_occurrence(study, kept) -> None:
+    """With outliers that are larger than the largest massive activation of their dimension and point."""
+    criteria = CRITERIA.model_copy(update={"massive_magnitude": 1.2, "massive_ratio": 3.5})
+    shard = study.summary([study.scan(criteria=criteria)], criteria=criteria)
+    hits = {
+        site: [one for n, x in enumerate(kept[site]) for one in occurrences(x, n, criteria) if one.criteria[2]]
+        for site in kept
+    }
+    rows = shard.table("massive").to_pylist()
+    expected = {(site, one.point, one.dim) for site in hits for one in hits[site]}
+    assert {(row["site"], row["point"], row["dim"]) for row in rows} == expected
+    smaller = 0
+    for row in rows:
+        mine = [one for one in hits[row["site"]] if (one.point, one.dim) == (row["point"], row["dim"])]
+        assert row["occurrences"] == len(mine)
+        assert row["at_first_position"] == sum(one.position == 0 for one in mine)
+        assert row["max_magnitude"] == max(abs(one.value) for one in mine)
+        smaller += row["max_magnitude"] < max(largest(x[row["point"], :, row["dim"]]) for x in kept[row["site"]])
+    assert smaller
+    assert shard.json("summary")["nearest_massive"] == {"norms": None, "residual": None}
+
+
+def test_what_comes_nearest_to_a_massive_activation(whole, kept) -> None:
+    assert whole.table("massive").num_rows == 0
+    for site, found in whole.json("summary")["nearest_massive"].items():
+        by_point = nearest(dict(enumerate(kept[site])), slice(None), CRITERIA)
+        point, best = max(enumerate(by_point), key=lambda one: one[1][0])
+        _, value, median, dim, sequence, position = best
+        names = whole.json("summary")["points"][site]
+        assert found.pop("layer") == int(names[point].split("_")[1])
+        assert found.pop("ratio") == pytest.approx(abs(value) / median)
+        assert found == {
+            "point": names[point],
+            "dim": dim,
+            "sequence": sequence,
+            "position": position,
+            "value": value,
+            "median": median,
+        }
 
 
 def test_only_the_sites_that_were_asked_for(study) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from tasks.artifacts.shard import Shard
@@ -18,6 +19,7 @@ from tasks.report.outliers.data import (
     Massive,
     ModelFacts,
     ModelReport,
+    NearestMassive,
     OutliersData,
     SummaryRow,
 )
@@ -89,16 +91,18 @@ def model_report(examined: Examined, limits: Limits) -> ModelReport:
 def read_model(examined: Examined, study: Mapping[str, Any], about: Mapping[str, Any], limits: Limits) -> Found:
     """The tables of one model; `study` is what was prepared, `about` the summary."""
     massive = massive_rows(examined.summary)
+    criteria = Criteria(**{name: about["criteria"][name] for name in Criteria.model_fields})
     return Found(
         name=examined.model.name,
         source=examined.model.source,
         facts=facts(study, about),
-        criteria=Criteria(**{name: about["criteria"][name] for name in Criteria.model_fields}),
+        criteria=criteria,
         variant=about["headline"],
         sites=sites(examined.summary, about, limits),
         massive=massive[:MASSIVE_ROWS],
         massive_rows=len(massive),
         massive_dims=len({m.dim for m in massive}),
+        nearest_massive=None if massive else nearest_massive(about["nearest_massive"], criteria),
         experts=experts(examined.summary),
         ablation=ablation(examined.ablation) if examined.ablation else None,
     )
@@ -180,6 +184,21 @@ def _massive(site: str, dim: int, found: Sequence[Row]) -> Massive:
         occurrences=sum(r["occurrences"] for r in found),
         at_first_position=sum(r["at_first_position"] for r in found),
     )
+
+
+def nearest_massive(by_site: Mapping[str, Mapping[str, Any] | None], criteria: Criteria) -> NearestMassive | None:
+    """Of all sites, what reaches the largest share of both limits."""
+    found = [NearestMassive(site=site, **_without_median(one)) for site, one in by_site.items() if one]
+
+    def reached(one: NearestMassive) -> float:
+        of_ratio = inf if one.ratio is None else one.ratio / criteria.massive_ratio
+        return min(abs(one.value) / criteria.massive_magnitude, of_ratio)
+
+    return max(found, key=reached, default=None)
+
+
+def _without_median(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in one.items() if name != "median"}
 
 
 def experts(summary: Shard) -> list[Expert]:

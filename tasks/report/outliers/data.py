@@ -177,6 +177,22 @@ class Massive(Record):
     at_first_position: int
 
 
+class NearestMassive(Record):
+    """The activation that comes nearest to a massive one; `ratio`: to its token's median magnitude, None if that is 0.
+
+    `sequence` and `position` count from 0.
+    """
+
+    site: str
+    point: str
+    layer: int
+    dim: int
+    sequence: int
+    position: int
+    value: float
+    ratio: float | None
+
+
 class Expert(Record):
     """One expert of one layer. `share`: of all tokens; rates: tokens with an outlier / tokens, into and out of it.
 
@@ -269,7 +285,8 @@ class Found(Record):
     """What the tables say of one model. `sites` come with the headline site first.
 
     `variant` is the one that is called systematic; `massive_dims` counts the dimensions with massive activations at
-    any site, and `massive` holds the largest of the `massive_rows` (site, dimension) pairs.
+    any site, and `massive` holds the largest of the `massive_rows` (site, dimension) pairs. `nearest_massive` is there
+    where these are none but some value is an outlier.
     """
 
     name: str
@@ -281,6 +298,7 @@ class Found(Record):
     massive: list[Massive]
     massive_rows: int
     massive_dims: int
+    nearest_massive: NearestMassive | None
     experts: list[Expert]
     ablation: Ablation | None
 

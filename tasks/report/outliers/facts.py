@@ -21,7 +21,7 @@ def model_tiles(model: ModelReport) -> list[tuple[str, str]]:
             (fmt.percent(counts.mean_position_share), "of the positions affected, on average"),
         ]
     tiles += [
-        (fmt.magnitude(row.largest_magnitude), f"largest magnitude of an outlier in {place(model.site)}"),
+        (fmt.magnitude(row.largest_magnitude), f"largest magnitude in {place(model.site)}"),
         (fmt.count(counts.relative_systematic), f"systematic against the token’s rms (at least {needed} times it)"),
         (fmt.count(row.massive), "dimensions with massive activations"),
     ]

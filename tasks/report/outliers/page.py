@@ -24,7 +24,7 @@ from tasks.report.outliers.figures.heat import heat_figure
 from tasks.report.outliers.figures.plane import AGAINST_NAMES, CRITERION_NAMES, plane_figure, scale_figure
 from tasks.report.outliers.figures.points import points_figure
 from tasks.report.outliers.figures.sizes import PHASE_CHANGE, SIZE_NAMES, size_figures
-from tasks.report.outliers.sentences import place
+from tasks.report.outliers.sentences import nearest_massive, place
 from tasks.report.records import RunFacts
 
 ROWS = 24
@@ -90,6 +90,7 @@ def render(data: OutliersData, run: RunFacts) -> str:
         site_titles=SITE_TITLES,
         in_words=in_words,
         place=place,
+        nearest_massive=nearest_massive,
         sign=sign,
         plain=plain,
         any_size_differs=any(m.row.parameters != m.row.active for m in data.models),

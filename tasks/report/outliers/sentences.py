@@ -22,7 +22,7 @@ def model_headline(found: Found) -> str:
 
 def detail(found: Found) -> str:
     """Where they are, how large, and what the model loses without them."""
-    return " ".join(part for part in (_where(found), _loss(found), _relative(found)) if part)
+    return " ".join(part for part in (_where(found), _loss(found), _relative(found), nearest_massive(found)) if part)
 
 
 def _where(found: Found) -> str:
@@ -89,6 +89,19 @@ def _relative(found: Found) -> str:
     return (
         f"Measured against each token’s root mean square, {fmt.count(relative) if relative else 'none'} {are}"
         " systematic."
+    )
+
+
+def nearest_massive(found: Found) -> str:
+    """'No activation is massive; nearest is dimension 507, ...' where there is none."""
+    nearest = found.nearest_massive
+    if nearest is None:
+        return ""
+    at = "the first position" if nearest.position == 0 else f"position {fmt.count(nearest.position)}"
+    times = "" if nearest.ratio is None else f", {fmt.magnitude(nearest.ratio)} times its token’s median magnitude"
+    return (
+        f"No activation is massive; nearest is dimension {nearest.dim} in {place(nearest.site)} ({nearest.point}),"
+        f" which reaches {fmt.magnitude(abs(nearest.value))} at {at} of sequence {fmt.count(nearest.sequence)}{times}."
     )
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser
 from tests.report.opened import Opened, open_page
 from tests.report.outliers.pages import Report, build
 from tests.report.outliers.synthetic import Examination, examine
-from tests.report.outliers.worlds import FAILURE, MOE, NONE, SMALL, SWEEP
+from tests.report.outliers.worlds import FAILURE, MOE, NEAR, NONE, SMALL, SWEEP
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,12 @@ def moe(tmp_path_factory: pytest.TempPathFactory, examined: list[Examination]) -
 def none(tmp_path_factory: pytest.TempPathFactory, examined: list[Examination]) -> Report:
     """The model without an outlier alone."""
     return build(tmp_path_factory.mktemp("store"), [examined[SWEEP.index(NONE)]])
+
+
+@pytest.fixture(scope="session")
+def near(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The model with outliers at too few points alone."""
+    return build(tmp_path_factory.mktemp("store"), [examine(NEAR)])
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ class SiteTables:
         rows = []
         for dim in np.flatnonzero(hits.any((0, 1, 2, 3))):
             mine = hits[0, ..., dim]
-            values = np.abs(x[..., dim]) * mine
+            values = np.abs(x[..., dim])
             per_point = mine.mean((1, 2))
             any_hit = hits[..., dim].any(0)
             rows.append(
@@ -183,7 +183,7 @@ class SiteTables:
         return np.flatnonzero(np.any([*every, *(self.per_sequence(v).any(0) for v in VARIANTS)], axis=0))
 
     def dimension_points(self) -> pa.Table:
-        size = np.abs(self.x) * self.hits[0]
+        size = np.abs(self.x)
         rows = [
             {
                 "site": self.site,
@@ -200,7 +200,7 @@ class SiteTables:
         return pa.Table.from_pylist(rows, schema=DIMENSION_POINTS)
 
     def points_table(self) -> pa.Table:
-        size = np.abs(self.x) * self.hits[0]
+        size = np.abs(self.x)
         rows = [
             {
                 "site": self.site,
@@ -230,11 +230,29 @@ class SiteTables:
                 "dim": int(dim),
                 "occurrences": int(self.hits[2, point, :, :, dim].sum()),
                 "at_first_position": int(self.hits[2, point, :, 0, dim].sum()),
-                "max_magnitude": np.abs(self.x[point, :, :, dim]).max(),
+                "max_magnitude": np.abs(self.x[point, :, :, dim])[self.hits[2, point, :, :, dim]].max(),
             }
             for point, dim in np.argwhere(self.hits[2].any((1, 2)))
         ]
         return pa.Table.from_pylist(rows, schema=MASSIVE_ACTIVATIONS)
+
+    def nearest_massive(self) -> dict[str, Any] | None:
+        size, c = np.abs(self.x), self.world.criteria
+        share = np.minimum(size / c.massive_magnitude, self.over_median / c.massive_ratio)
+        if self.hits[2].any() or size.max() < c.threshold:
+            return None
+        point, sequence, position, dim = np.unravel_index(share.argmax(), share.shape)
+        name, layer, _ = self.points[point]
+        return {
+            "point": name,
+            "layer": layer,
+            "dim": int(dim),
+            "sequence": int(sequence),
+            "position": int(position),
+            "value": float(self.x[point, sequence, position, dim]),
+            "median": float(np.median(size[point, sequence, position])),
+            "ratio": float(self.over_median[point, sequence, position, dim]),
+        }
 
     def sequences(self) -> pa.Table:
         counts = {v: self.per_sequence(v).sum(1) for v in VARIANTS}
@@ -339,6 +357,7 @@ def examine(world: World) -> Examination:
         }
         if world.experts
         else None,
+        "nearest_massive": {site.site: site.nearest_massive() for site in sites},
         "nan": 2 * world.nan,
         "inf": 0,
         "sites": {site.site: {v: site.facts(v) for v in VARIANTS} for site in sites},

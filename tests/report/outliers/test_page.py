@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
+from tasks.outliers.spec import Criteria
+from tasks.report import numbers as fmt
 from tasks.report.outliers.collect import Limits
 from tasks.report.outliers.page import TABLE_ROWS
 from tasks.report.outliers.run import scans_of
@@ -49,6 +52,19 @@ def test_every_section_is_linked_and_there_and_every_id_is_one(name, request):
         assert len(re.findall(rf'id="{anchor}"', html)) == 1
     ids = re.findall(r'\sid="([\w-]+)"', without_run(html).split("<script", 1)[0])
     assert len(ids) == len(set(ids))
+
+
+def test_the_glossary_names_the_criteria_of_the_run(tmp_path):
+    criteria = Criteria(threshold=5.5, layer_share=0.3, relative_threshold=7, massive_magnitude=50, massive_ratio=500)
+    html = build(tmp_path, [examine(replace(SMALL, criteria=criteria))]).html
+    words = re.sub(r"<[^>]+>", "", html[html.index('id="reading"') :]).replace(fmt.NBSP, " ")
+    for said in (
+        "(here θ = 5.5)",
+        "(here a = 30.0 % and b = 6.0 %)",
+        "(here c = 7)",
+        "(here m = 50 and k = 500)",
+    ):
+        assert said in words
 
 
 def test_hostile_names_are_escaped(sweep: Report):

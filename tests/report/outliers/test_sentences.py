@@ -44,6 +44,22 @@ def test_other_models(sweep: Report, world, words):
     assert ("perplexity" in text) == (world is BROKEN)
 
 
+def test_what_comes_nearest_to_a_massive_activation(sweep: Report, near: Report):
+    [found] = near.data.models
+    nearest = found.nearest_massive
+    assert (nearest.site, nearest.dim) == ("norms", 7)
+    at = "the first position" if nearest.position == 0 else f"position {nearest.position}"
+    words = (
+        f"No activation is massive; nearest is dimension 7 in what enters attention and FFN ({nearest.point}), which"
+        f" reaches {fmt.magnitude(abs(nearest.value))} at {at} of sequence {nearest.sequence},"
+        f" {fmt.magnitude(nearest.ratio)} times its token’s median magnitude."
+    )
+    assert plain(found.detail).endswith(words)
+    assert words in plain(near.html)
+    assert "massive" not in sweep.data.models[SWEEP.index(SMALL)].detail
+    assert sweep.data.models[SWEEP.index(NONE)].nearest_massive is None
+
+
 def test_headlines_by_number(sweep: Report):
     small, none, broken = (sweep.data.models[SWEEP.index(w)] for w in (SMALL, NONE, BROKEN))
     assert model_headline(none) == "None of the 96 dimensions of Quiet-360M is a systematic outlier."

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tasks.report import numbers as fmt
 from tasks.report.figures import Figure, Spec, axis, layout, selected
 from tasks.report.outliers.data import VARIANTS, Criteria, Dimension, Site, Variant
-from tasks.report.outliers.figures.common import line, log_axis, log_ticks, of_variant, positive, short, tick_text
+from tasks.report.outliers.figures.common import line, log_axis, of_variant, positive, short
 
 SYSTEMATIC = {"symbol": "circle", "color": "var(--accent)", "size": 9, "line": {"width": 1, "color": "var(--bg)"}}
 RELATIVE = {"symbol": "diamond-open", "color": "var(--random)", "size": 9, "line": {"width": 1.6}}
@@ -85,8 +85,7 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
     }
     kept = {v: [d for d in site.dimensions[v] if d.occurrences or d.relative_systematic] for v in VARIANTS}
     every = [d for v in VARIANTS for d in kept[v]]
-    below = criteria.threshold / 1.3
-    magnitudes = [criteria.threshold, *(d.max_magnitude or below for d in every)]
+    magnitudes = [criteria.threshold, *(d.max_magnitude for d in every)]
     data: list[Spec] = []
     for measure, y in measures.items():
         for variant in VARIANTS:
@@ -99,13 +98,10 @@ def scale_figure(id: str, site: Site, criteria: Criteria, default: Variant) -> F
                     "dimension %{customdata[0]}<br>largest |x| %{customdata[1]:,}"
                     f"<br>%{{y:,}} times its token’s {measure}<extra></extra>"
                 )
-                trace = _marks(name, mark, chosen, lambda d: d.max_magnitude or below, y)
+                trace = _marks(name, mark, chosen, lambda d: d.max_magnitude, y)
                 data.append(_also(trace | of_variant(variant, default, hovered), AGAINST, measure, AGAINST_NAMES[0]))
     x = log_axis("largest |x|", magnitudes)
     data.append(line([10 ** x["range"][0], 10 ** x["range"][1]], [criteria.relative_threshold] * 2))
-    if any(not d.max_magnitude for d in every):
-        ticks = log_ticks(criteria.threshold, 10 ** x["range"][1])
-        x |= {"tickvals": [below, *ticks], "ticktext": [f"< {criteria.threshold:g}", *(tick_text(t) for t in ticks)]}
     return Figure(
         id=id,
         heading="Magnitude and scale",
@@ -141,7 +137,7 @@ def _marks(
         "name": name,
         "x": [short(x(d)) for d in dims],
         "y": [short(positive(y(d)) if y(d) else 0.0) for d in dims],
-        "customdata": [[d.dim, short(d.max_magnitude, 4) or "below the threshold", d.occurrences] for d in dims],
+        "customdata": [[d.dim, short(d.max_magnitude, 4), d.occurrences] for d in dims],
         "marker": mark | ({"size": 6, "opacity": 0.55, "line": {"width": 0}} if len(dims) > MANY else {}),
     }
 

@@ -11,7 +11,7 @@ from tasks.report.outliers.figures.common import KINDS, log_axis, of_variant, po
 
 
 def points_figure(id: str, site: Site, default: Variant) -> Figure:
-    """Outliers per thousand values, and the largest outlier, by layer; a point without any is missing."""
+    """Outliers per thousand values, and the largest magnitude, by layer; a rate of 0 is missing."""
     kinds = [kind for kind in KINDS if any(p.kind == kind for p in site.points)]
     data: list[Spec] = []
     for variant in VARIANTS:
