@@ -72,10 +72,10 @@ def _read_in(side: str, group: Group, scenario_source: str) -> Group:
         return group
     field = f"scenario.contrast.{side}.file"
     url = group.file if "://" in group.file else posixpath.join(posixpath.dirname(scenario_source), group.file)
-    lines = [line for line in _read(field, url).splitlines() if line.strip()]
-    items: list[Any] = list(lines)
-    if url.endswith(".jsonl"):
-        items = [parse_json(line, field, f"{url}, line {number}") for number, line in enumerate(lines, 1)]
+    # not splitlines(), which cuts a text at rarer signs too, such as U+2028
+    lines = {n: line for n, line in enumerate(_read(field, url).split("\n"), 1) if line.strip()}
+    is_json = url.endswith(".jsonl")
+    items = [parse_json(line, field, f"{url}, line {n}") if is_json else line for n, line in lines.items()]
     content: dict[str, Any] = {"rows": items}
     if group.template is None:
         content = {"prompts": [item["text"] if isinstance(item, dict) and "text" in item else item for item in items]}

@@ -42,3 +42,42 @@ def test_chat_without_a_template_and_system_without_chat_are_refused():
     tokenizer.chat_template = None
     with pytest.raises(BadInput, match="no chat template"):
         render(tokenizer, "x", chat=True)
+
+
+MESSAGES = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}\n{% endfor %}"
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message here') }}{% endif %}"
+DROPS_SYSTEM = "{% for m in messages if m['role'] != 'system' %}<|user|>{{ m['content'] }}\n{% endfor %}"
+PARTS_ONLY = "{% for m in messages %}<|user|>{% for part in m['content'] %}{{ part.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "problem"),
+    [
+        (MESSAGES, None, None),
+        (MESSAGES, "Be brief.", None),
+        (NO_SYSTEM + MESSAGES, None, None),
+        (NO_SYSTEM + MESSAGES, "Be brief.", "no system message here.*; leave system out"),
+        (DROPS_SYSTEM, None, None),
+        (DROPS_SYSTEM, "Be brief.", "leaves the system message out; leave system out"),
+        (DROPS_SYSTEM, "Bet $10", "leaves the system message out"),  # though its words are there, as the user's
+        (PARTS_ONLY, None, "leaves the user message out"),
+        ("Be brief.", None, "leaves the user message out"),
+        ("{% for m in messages %}{{ m['content'] }", None, "TemplateSyntaxError"),
+        ("{{ messages[5]['content'].upper() }}", None, "UndefinedError"),
+        ("{{ messages[0].__class__.__mro__ }}" + MESSAGES, None, "SecurityError"),
+        ("{{ 1 // 0 }}", None, "ZeroDivisionError"),
+        ("{{ messages[0]['content'] + 1 }}", None, "TypeError"),
+        ({"tool_use": MESSAGES, "rag": MESSAGES}, None, r"\['rag', 'tool_use'\].*none is called default"),
+        ({"tool_use": "", "default": MESSAGES}, "Be brief.", None),
+    ],
+)
+def test_a_template_frames_every_message_or_is_refused(template, system, problem):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    if problem is None:
+        framed = tokenizer.decode(render(tokenizer, "Bet $10", chat=True, system=system))
+        assert "Bet $10" in framed
+        assert (system or "") in framed
+    else:
+        with pytest.raises(BadInput, match=f"^scenario.frame.chat = .*{problem}"):
+            render(tokenizer, "Bet $10", chat=True, system=system, field="scenario.frame.chat")

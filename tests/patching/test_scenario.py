@@ -116,6 +116,18 @@ def test_text_files_and_templates_filled_from_files(tmp_path):
     assert texts == ["one prompt", "another prompt", "Trust Ann?", "Trust Bob?"]
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": "a", "text": "b"}', "9" * 5000, '{"text": NaN}', "{"])
+def test_odd_lines_of_a_group_file(tmp_path, line):
+    content = yaml.safe_load(Path(TRUST).read_text())
+    content["contrast"]["high"] = {"name": "high", "file": "high.jsonl"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (tmp_path / "high.jsonl").write_text('"a\u2028b"\n\n' + line)
+    with pytest.raises(BadInput, match=r"^scenario\.contrast\.high\.file = .*high\.jsonl, line 3'"):
+        load_scenario(str(tmp_path / "mine.yaml"))
+    (tmp_path / "high.jsonl").write_text('"a\u2028b"\n\n{"text": "c\u0085d"}\n', encoding="utf-8")
+    assert load_scenario(str(tmp_path / "mine.yaml")).contrast.high.prompts == ["a\u2028b", "c\u0085d"]
+
+
 def test_scenarios_come_from_urls(tmp_path):
     assert load_scenario(f"file://{TRUST}") == load_scenario(TRUST)
 
