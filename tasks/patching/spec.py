@@ -49,7 +49,7 @@ class ContrastSettings(_Model):
     """How candidate features are found: their activations are compared between two groups of prompts."""
 
     prompts_per_group: int = Field(
-        32, ge=2, le=100_000, description="Prompts of each group (all of a group that has fewer)."
+        24, ge=2, le=100_000, description="Prompts of each group (all of a group that has fewer)."
     )
     top_k_per_layer: int = Field(
         24, ge=1, le=100_000, description="Candidates per layer: the features with the largest |Cohen's d|."
@@ -131,14 +131,14 @@ class SelectionSettings(_Model):
 class TrialSettings(_Model):
     """Sampled generations under every condition."""
 
-    trials_per_cell: int = Field(250, ge=1, le=100_000, description="Generations per feature and condition.")
+    trials_per_cell: int = Field(200, ge=1, le=100_000, description="Generations per feature and condition.")
     baseline_trials: int = Field(
-        120,
+        100,
         ge=1,
         le=100_000,
         description="Generations per unedited condition; they are shared by all features, so more of them are cheap.",
     )
-    max_new_tokens: int = Field(10, ge=1, le=4096, description="Length of a generation, in tokens.")
+    max_new_tokens: int = Field(8, ge=1, le=4096, description="Length of a generation, in tokens.")
     temperature: float = Field(0.7, ge=0, le=10, description="Sampling temperature; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus sampling: share of probability mass kept.")
     scope: Scope = Field(
@@ -176,7 +176,7 @@ class ConfirmSettings(_Model):
     """Repetition of the discoveries on held-out seeds."""
 
     enabled: bool = Field(True, description="Repeat discoveries on seeds that no earlier stage used.")
-    trials_per_cell: int = Field(250, ge=2, le=100_000, description="Generations per feature and condition.")
+    trials_per_cell: int = Field(200, ge=2, le=100_000, description="Generations per feature and condition.")
     max_features: int = Field(20, ge=1, le=100_000, description="At most this many features, smallest q first.")
 
 
