@@ -22,8 +22,8 @@ from rich.console import Console
 from flows import deployments, pools
 from flows.launchers.images import variable, version
 from flows.server import ServerFailed
-from tasks.artifacts.location import open_location
 from tasks.errors import BadInput
+from tasks.places.opening import open_location
 
 REPOSITORY = Path(__file__).parents[1]
 STORE_VARIABLE = "tomograph_store"

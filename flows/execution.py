@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.launchers.base import Launcher
 from flows.launchers.settings import ContainerSettings, DockerSettings, KubernetesSettings
+from tasks.places.location import Location
 from tasks.spec import LARGEST_BATCH
 
-StoreLocation = Annotated[str, Field(min_length=1)]
+StoreLocation = Annotated[Location, Field(min_length=1)]
 """A folder or a URL. An empty one would be the folder in which a worker happens to run."""
 
 

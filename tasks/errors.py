@@ -11,6 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tasks.places.credentials import LONGEST, hidden
+
 VALUE_LENGTH_SHOWN = 200
 TEXT_LENGTH_SHOWN = 1000
 NOT_SHOWN = object()
@@ -23,11 +25,11 @@ def shortened(text: str, length: int = VALUE_LENGTH_SHOWN) -> str:
 
 
 def shown(value: Any) -> str:
-    """``value`` as messages show it: on one line, and not at megabytes' length."""
+    """``value`` as messages show it: on one line, not at megabytes' length, and without credentials."""
     if isinstance(value, str | bytes):  # cut first: a representation of all of it may cost more than there is
-        return shortened(repr(value[: VALUE_LENGTH_SHOWN + 1]))
+        return shortened(repr(hidden(value[:LONGEST])[: VALUE_LENGTH_SHOWN + 1]))
     try:
-        return shortened(repr(value))
+        return shortened(repr(hidden(value)))
     except (ValueError, RecursionError):  # an integer of thousands of digits, say, or lists within lists
         return f"<{type(value).__name__}>"
 
@@ -37,7 +39,7 @@ class BadInput(ValueError):
 
     Args:
         field: where the value was given, such as ``"params.trials"``.
-        value: what was given; long values are cut in the message.
+        value: what was given; long values are cut in the message, and credentials left out.
         problem: what is wrong with it.
         remedy: what to do.
     """
@@ -50,7 +52,7 @@ class BadInput(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        problem, remedy = (shortened(" ".join(text.split()), TEXT_LENGTH_SHOWN) for text in (self.problem, self.remedy))
+        problem, remedy = (shortened(" ".join(hidden(text).split()), TEXT_LENGTH_SHOWN) for text in (self.problem, self.remedy))
         value = "" if self.value is NOT_SHOWN else f" = {shown(self.value)}"
         return f"{self.field}{value}: {problem}; {remedy}"
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec.config
 import xxhash
@@ -21,10 +20,10 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts.backend import Backend, Buffer
 from tasks.artifacts.local import LocalBackend
-from tasks.artifacts.location import open_location
 from tasks.artifacts.retry import persist
 from tasks.artifacts.s3 import S3Backend
-from tasks.errors import BadInput, CorruptObject
+from tasks.errors import CorruptObject
+from tasks.places.opening import open_location, scheme_of
 
 T = TypeVar("T")
 
@@ -193,14 +192,11 @@ def pretty_json(value: Any) -> bytes:
 
 
 def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    protocol = urlsplit(url).scheme if "://" in url else "file"
-    if protocol in {"s3", "s3a"}:
+    if scheme_of(url) in {"s3", "s3a"}:
         configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         config = {"max_pool_connections": S3_CONNECTIONS} | configured | options.get("config_kwargs", {})
         options = {"use_listings_cache": False} | options | {"config_kwargs": config}
     fs, root = open_location(url, "store", "s3://bucket/prefix", **options)
-    if not root.strip("/") and protocol in {"s3", "s3a"}:
-        raise BadInput("store", url, "names no bucket", "use s3://bucket/prefix")
     return fs, root.rstrip("/") or root
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import fsspec
+from fsspec import AbstractFileSystem
 from xxhash import xxh3_128
 
 from tasks.artifacts.retry import explain, is_transient, persist
@@ -17,6 +17,7 @@ from tasks.errors import BadInput, StoreError, TransientError
 from tasks.models.cache import build_once
 from tasks.models.files import gguf_parts, missing_part, relevant, settings
 from tasks.models.sources import Source
+from tasks.places.opening import open_location
 
 _CONTENT_TAGS = ("md5Hash", "crc32c", "ETag", "etag", "content_md5", "blob_id")
 """Keys under which file systems report something that changes with an object's content, best first."""
@@ -127,15 +128,12 @@ def _persist(source: Source, action: Callable[[], T]) -> T:
         return persist(action, source.location, PATIENCE_SECONDS)
 
 
-def _open(source: Source) -> tuple[fsspec.AbstractFileSystem, str]:
+def _open(source: Source) -> tuple[AbstractFileSystem, str]:
     """The URL's file system and its path there."""
-    try:
-        return fsspec.core.url_to_fs(source.location)
-    except (ImportError, ValueError) as error:
-        raise source.bad(str(error), "use a URL that fsspec can open, with its driver installed") from error
+    return open_location(source.location, source.field)
 
 
-def content_tag(fs: fsspec.AbstractFileSystem, info: dict) -> str:
+def content_tag(fs: AbstractFileSystem, info: dict) -> str:
     """What the file system reports that changes with a file's content, else a checksum of the content."""
     for key in _CONTENT_TAGS:
         if info.get(key):

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.places.location import Location
+
 EMBEDDED_SMOLLM2 = "embedded:smollm2-135m-instruct"
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -16,7 +18,7 @@ class ModelRef(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str = Field(
+    source: Location = Field(
         EMBEDDED_SMOLLM2,
         min_length=1,
         title="Model",
@@ -28,7 +30,7 @@ class ModelRef(BaseModel):
     revision: str | None = Field(
         None, description="Branch, tag or commit of a Hugging Face id; its main branch when empty"
     )
-    adapter: str | None = Field(
+    adapter: Location | None = Field(
         None, description="LoRA adapter to merge into the model: Hugging Face id, local folder or URL of a folder"
     )
     dtype: Dtype = Field(

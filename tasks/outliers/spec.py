@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.models.spec import ModelRef
+from tasks.places.location import Location
 from tasks.spec import TaskKind
 
 PROSE = "embedded:prose"
@@ -35,7 +36,7 @@ class TextSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    location: str = Field(
+    location: Location = Field(
         PROSE,
         min_length=1,
         title="Text",

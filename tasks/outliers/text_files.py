@@ -16,16 +16,15 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from lzma import LZMADecompressor, LZMAError
 from typing import BinaryIO, Literal
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from tasks.artifacts.location import open_location
 from tasks.errors import BadInput, TransientError
 from tasks.outliers.patient_file import FIELD, PatientFile, persistently
 from tasks.outliers.spec import TextSource
+from tasks.places.opening import open_location
 
 Format = Literal["jsonl", "parquet", "text"]
 
@@ -161,7 +160,7 @@ def find(source: TextSource) -> list[TextFile]:
 
     Raises BadInput when there are none, or an ending that `auto` can't tell the format by.
     """
-    fs, root = _open(source.location)
+    fs, root = open_location(source.location, FIELD)
     is_folder, paths = persistently(lambda: _listing(fs, root), source.location)
     if is_folder:
         wanted = set(ENDINGS.values()) if source.format == "auto" else {source.format}
@@ -173,14 +172,6 @@ def find(source: TextSource) -> list[TextFile]:
     if not paths:
         raise BadInput(FIELD, source.location, problem, "check the path, or name the files by a pattern")
     return [_text_file(fs, path, source.format) for path in paths]
-
-
-def _open(location: str) -> tuple[AbstractFileSystem, str]:
-    for part in location.split("::"):
-        where = urlsplit(part)
-        if "://" in part and where.scheme in {"s3", "s3a"} and not where.netloc:
-            raise BadInput(FIELD, location, "names no bucket", "use s3://bucket/path")
-    return open_location(location, FIELD, "s3://bucket/path")
 
 
 def _listing(fs: AbstractFileSystem, root: str) -> tuple[bool, list[str]]:

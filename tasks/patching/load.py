@@ -6,12 +6,12 @@ import posixpath
 from importlib import resources
 from typing import Any
 
-import fsspec
 from pydantic import ValidationError
 
 from tasks.documents import parse_json, parse_yaml
 from tasks.errors import BadInput
 from tasks.patching.scenario import Group, Scenario
+from tasks.places.opening import open_location
 
 
 def builtin_scenarios() -> list[str]:
@@ -60,9 +60,11 @@ def _extended(content: Any, source: str) -> Any:
 
 def _read(field: str, url: str) -> str:
     try:
-        with fsspec.open(url, "r", encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError, ValueError, ImportError) as error:
+        fs, path = open_location(url, field)
+        return fs.cat_file(path).decode()
+    except BadInput:
+        raise
+    except (OSError, UnicodeDecodeError, ValueError) as error:
         raise BadInput(field, url, f"cannot be read ({error})", "check path, access and encoding (UTF-8)") from error
 
 

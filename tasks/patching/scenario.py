@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from tasks.errors import shown
 from tasks.patching import patterns, templates
+from tasks.places.location import Location
 
 INVALID = "invalid"
 """The outcome of a continuation that makes no valid choice; no choice may have this name."""
@@ -129,7 +130,7 @@ class Group(_Model):
         None, description="Text with {field} placeholders, filled from `rows` or `file`."
     )
     rows: list[dict[str, str | int | float]] | None = Field(None, description="Field values, one row per prompt.")
-    file: str | None = Field(
+    file: Location | None = Field(
         None,
         description="Path or URL, relative to the scenario: .jsonl (strings or objects with 'text', or rows for "
         "the template) or a text file with one prompt a line.",

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tasks.engines.choice import EngineChoice, EngineName
 from tasks.models.spec import ModelRef
 from tasks.patching.scenario import Contrast, Frame, Parser, Prompt, Scenario
+from tasks.places.location import Location
 from tasks.sae.spec import SaeSource
 from tasks.spec import Seed, TaskKind
 
@@ -36,7 +37,7 @@ class _Model(BaseModel):
 class ScenarioRef(_Model):
     """Which scenario to study."""
 
-    source: str = Field(
+    source: Location = Field(
         "slot_machine_advice",
         min_length=1,
         title="Scenario",

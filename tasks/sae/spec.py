@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.models.spec import ModelRef
+from tasks.places.location import Location
 from tasks.spec import TaskKind
 
 SaeKind = Literal["train", "llama_scope", "saelens", "gemma_scope", "sparsify", "dictionary_learning"]
@@ -48,14 +49,14 @@ class SaeSource(BaseModel):
         min_length=1,
         description="Blocks, from 0, after which the residual stream is read and written",
     )
-    location: str | None = Field(
+    location: Location | None = Field(
         None,
         description=(
             "Hugging Face id, local folder or URL, with an optional folder behind it; {layer} stands for the layer "
             "and * for any name: fnlp/Llama3_1-8B-Base-LXR-8x, /data/saes/layer_{layer}, s3://bucket/layer_{layer}"
         ),
     )
-    layer_locations: dict[int, str] = Field(
+    layer_locations: dict[int, Location] = Field(
         {}, description="Location of single layers, where one pattern does not fit them all"
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face id")

@@ -8,9 +8,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tasks.artifacts.location import open_location
 from tasks.errors import BadInput
 from tasks.outliers.patient_file import PatientFile, persistently
+from tasks.places.opening import open_location
 
 READ_BYTES = 2**20
 SAY_BYTES = 100 * 10**6
