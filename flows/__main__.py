@@ -16,6 +16,7 @@ from rich.console import Console
 
 from flows.server import DEFAULT_PORT, NO_TELEMETRY, QUIET_CONSOLE, ServerFailed, running_api_url, started_api
 from tasks.errors import BadInput
+from tasks.places.arguments import Parser, location
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -24,7 +25,7 @@ FLOWS = {
     "patching": "which SAE features cause a behaviour, and which words do they add or remove?",
     "outliers": "which hidden dimensions are systematic outliers, in a model or across a sweep of models?",
 }
-DEFAULT_STORE = Path("runs/store")
+DEFAULT_STORE = "runs/store"
 DEFAULT_REPORTS_PORT = 4201
 
 EXIT_FAILED = 1
@@ -33,37 +34,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows", description="Run a flow here, or serve all of them.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, question in FLOWS.items():
-        commands.add_parser(name, help=question, add_help=False)
-    serving = commands.add_parser("serve", help="Prefect's UI with forms for all flows, a worker and the reports")
-    serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the Prefect UI (default: %(default)s)")
-    serving.add_argument(
-        "--reports-port", type=int, default=DEFAULT_REPORTS_PORT, help="of the report pages (default: %(default)s)"
-    )
-    serving.add_argument(
-        "--store", type=Path, default=DEFAULT_STORE, help="local store whose reports are shown (default: %(default)s)"
-    )
-    deploying = commands.add_parser("deploy", help="make or update work pools, variables and deployments on a server")
-    deploying.add_argument("--pool", action="append", default=[], help="only this work pool; may be given again")
-    deploying.add_argument(
-        "--name", action="append", default=[], help="only deployments of this name; may be given again"
-    )
-    deploying.add_argument("--image", help="image of the flows in a cluster (default: TOMOGRAPH_FLOWS_IMAGE)")
-    deploying.add_argument("--store", metavar="URL", help="where deployments keep results")
-    deploying.add_argument(
-        "--secret",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="environment variable, such as AWS_SECRET_ACCESS_KEY, to keep on the server for flows of the process "
-        "pool; may be given again",
-    )
-    deploying.add_argument(
-        "--prune", action="store_true", help="delete deployments of these pools that prefect.yaml no longer has"
-    )
-    commands.add_parser("gpus", help="the GPUs of this machine, and which flow and shard has each")
+    parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     console = Console(stderr=True)
     try:
@@ -88,6 +59,44 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_FAILED
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m flows", description="Run a flow here, or serve all of them.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, question in FLOWS.items():
+        commands.add_parser(name, help=question, add_help=False)
+    serving = commands.add_parser("serve", help="Prefect's UI with forms for all flows, a worker and the reports")
+    serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the Prefect UI (default: %(default)s)")
+    serving.add_argument(
+        "--reports-port", type=int, default=DEFAULT_REPORTS_PORT, help="of the report pages (default: %(default)s)"
+    )
+    serving.add_argument(
+        "--store",
+        type=location,
+        default=DEFAULT_STORE,
+        help="local folder whose reports are shown (default: %(default)s)",
+    )
+    deploying = commands.add_parser("deploy", help="make or update work pools, variables and deployments on a server")
+    deploying.add_argument("--pool", action="append", default=[], help="only this work pool; may be given again")
+    deploying.add_argument(
+        "--name", action="append", default=[], help="only deployments of this name; may be given again"
+    )
+    deploying.add_argument("--image", help="image of the flows in a cluster (default: TOMOGRAPH_FLOWS_IMAGE)")
+    deploying.add_argument("--store", metavar="URL", type=location, help="where deployments keep results")
+    deploying.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="environment variable, such as AWS_SECRET_ACCESS_KEY, to keep on the server for flows of the process "
+        "pool; may be given again",
+    )
+    deploying.add_argument(
+        "--prune", action="store_true", help="delete deployments of these pools that prefect.yaml no longer has"
+    )
+    commands.add_parser("gpus", help="the GPUs of this machine, and which flow and shard has each")
+    return parser
+
+
 def _tell(console: Console, error: Exception) -> None:
     """As it is: the terminal folds it, so that a path in it can be copied whole."""
     console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
@@ -95,8 +104,13 @@ def _tell(console: Console, error: Exception) -> None:
 
 def _serve(console: Console, options: argparse.Namespace) -> int:
     from flows.serve import serve
+    from tasks.places.opening import LOCAL, local_path, scheme_of
 
-    serve(console, options.port, options.reports_port, options.store / "reports")
+    if scheme_of(options.store) not in LOCAL:
+        raise BadInput(
+            "--store", options.store, "is no folder of this machine", "reports elsewhere open where they are"
+        )
+    serve(console, options.port, options.reports_port, Path(local_path(options.store)) / "reports")
     return 0
 
 

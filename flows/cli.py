@@ -6,7 +6,6 @@ the file. Parsing and types are pydantic's.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from tasks.documents import MOST_BYTES, parse_json, parse_yaml
 from tasks.errors import BadInput
+from tasks.places.arguments import Parser
 
 CONFIG = "config"
 MOST_COMPLAINTS = 10
@@ -44,7 +44,7 @@ def parse(flow: Flow[..., Any], arguments: Sequence[str], program: str) -> dict[
         BadInput: the file of ``--config`` can't be used.
         BadParameters: naming each field, its value and what is wrong with it.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         usage=f"{program} [--{CONFIG} FILE] [--NAME VALUE | --GROUP.NAME VALUE ...]",
         description=inspect.cleandoc(flow.description or "").partition("Args:")[0].strip(),

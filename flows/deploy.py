@@ -23,6 +23,7 @@ from flows import deployments, pools
 from flows.launchers.images import variable, version
 from flows.server import ServerFailed
 from tasks.errors import BadInput
+from tasks.places.credentials import hidden
 from tasks.places.opening import open_location
 
 REPOSITORY = Path(__file__).parents[1]
@@ -121,7 +122,7 @@ async def _apply_store(client: PrefectClient, store: str | None) -> tuple[str, s
         await client.create_variable(VariableCreate(name=STORE_VARIABLE, value=value, tags=[deployments.TAG]))
         return value, f"created: {value}"
     if store is None or held.value == store:
-        return str(held.value), f"unchanged: {held.value}"
+        return str(held.value), f"unchanged: {hidden(held.value)}"
     await client.update_variable(VariableUpdate(name=STORE_VARIABLE, value=store))
     return store, f"updated: {store}"
 

@@ -28,6 +28,8 @@ from prefect.utilities.templating import PlaceholderType, apply_values, find_pla
 
 from flows.launchers.images import version
 from tasks.errors import BadInput
+from tasks.places.credentials import hidden
+from tasks.places.location import PROBLEM, REMEDY
 
 PROJECT_FILE = Path(__file__).parents[1] / "prefect.yaml"
 TAG = "tomograph"
@@ -97,6 +99,10 @@ async def _require_variables(client: PrefectClient, given: list[dict[str, Any]])
 
 def _deployment(given: dict[str, Any]) -> Deployment:
     flow = flow_of(given["entrypoint"])
+    parameters = [given.get("parameters", {}), *(one.get("parameters", {}) for one in given.get("schedules", []))]
+    if hidden(parameters) != parameters:
+        field = f"parameters of {flow.name}/{given['name']}"
+        raise BadInput(field, hidden(parameters), PROBLEM, f"{REMEDY}; a store is set by deploy --store URL")
     pool, limit = given["work_pool"], given["concurrency_limit"]
     return Deployment(
         flow=flow.name,

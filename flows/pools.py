@@ -99,13 +99,15 @@ def secret_values(names: Sequence[str], pools: Collection[str]) -> dict[str, str
         BadInput: one is not set, is no variable, or the process pool is not among ``pools``.
     """
     for name in names:
+        shown = name if re.fullmatch(r"[A-Za-z0-9_]{1,40}", name) else "..."  # it may be the secret itself
         if PROCESS_POOL not in pools:
             problem = f"secrets are for the work pool {PROCESS_POOL}"
-            raise BadInput("--secret", name, problem, "a cluster has them in its Secret tomograph-credentials")
+            raise BadInput("--secret", shown, problem, "a cluster has them in its Secret tomograph-credentials")
         if not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*", name):
-            raise BadInput("--secret", name, "this is no name of a variable", "write it like AWS_ACCESS_KEY_ID")
+            problem = "the name of a variable is wanted; its value comes from the environment"
+            raise BadInput("--secret", shown, problem, "write it like AWS_ACCESS_KEY_ID")
         if not os.environ.get(name):
-            raise BadInput("--secret", name, "this environment variable is not set", f"set {name} for this command")
+            raise BadInput("--secret", shown, "this environment variable is not set", f"set {name} for this command")
     return {name: os.environ[name] for name in names}
 
 

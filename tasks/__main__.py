@@ -13,6 +13,8 @@ import re
 import sys
 import traceback
 
+from tasks.places.arguments import Parser, location
+from tasks.places.credentials import hidden
 from tasks.progress import EventHandler, Report, take_stdout
 from tasks.termination import Terminated, end_with_parent, handle_termination, ignore_termination
 
@@ -62,17 +64,17 @@ def _fail(error: BaseException, report: Report) -> int:
         kind, code = "transient", EXIT_TRANSIENT
     else:
         kind, code = "bug", EXIT_BUG
-    message = str(error) or type(error).__name__
-    trace = "".join(traceback.format_exception(error))
+    message = hidden(str(error)) or type(error).__name__
+    trace = hidden("".join(traceback.format_exception(error)))
     field = error.field if isinstance(error, BadInput) else None
     report({"event": "failed", "kind": kind, "field": field, "message": message, "traceback": trace})
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one shard.")
+    parser = Parser(prog="python -m tasks", description="Run one shard.")
     run = parser.add_subparsers(required=True).add_parser("run", help="run the shard of a spec")
-    run.add_argument("spec", metavar="SPEC_URL", help="STORE/shards/<task>/<hash>/spec.json")
+    run.add_argument("spec", metavar="SPEC_URL", type=location, help="STORE/shards/<task>/<hash>/spec.json")
     run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)", type=_device)
     run.add_argument("--batch-size", type=_positive, metavar="N", help="sequences in one forward pass")
     run.add_argument("--threads", type=_positive, metavar="N", help="CPU threads")

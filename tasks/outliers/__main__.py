@@ -17,6 +17,7 @@ from tasks.outliers.compare import SIZE_RATIO, compare
 from tasks.outliers.convert import check_target, convert, default_target, write
 from tasks.outliers.old.tally import Shares
 from tasks.outliers.spec import Criteria
+from tasks.places.arguments import Parser, location
 
 EXIT_OK, EXIT_DIFFERS, EXIT_BAD_INPUT, EXIT_TRANSIENT = 0, 1, 2, os.EX_TEMPFAIL
 
@@ -62,7 +63,7 @@ def _say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m tasks.outliers",
         description="Result files (final_analysis_results.json) of the old layout, which stored every occurrence.",
         epilog="Exit codes: 0 done, or the same; 1 something was lost or differs; 2 the input can't be used; "
@@ -71,8 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     converting = commands.add_parser("convert", help="write a file of the old layout in the new one")
     converting.set_defaults(run=_convert)
-    converting.add_argument("old", metavar="OLD", help="path or URL of the old file; may be compressed, may be damaged")
-    converting.add_argument("new", metavar="NEW", nargs="?", help="path or URL to write (default: beside OLD)")
+    converting.add_argument(
+        "old", metavar="OLD", type=location, help="path or URL of the old file; may be compressed, may be damaged"
+    )
+    converting.add_argument(
+        "new", metavar="NEW", type=location, nargs="?", help="path or URL to write (default: beside OLD)"
+    )
     converting.add_argument("--force", action="store_true", help="replace NEW if it is there")
     criteria = Criteria()
     for name in ("layer", "position"):
@@ -83,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         )
     comparing = commands.add_parser("compare", help="check that two files, of either layout, say the same")
     comparing.set_defaults(run=_compare)
-    comparing.add_argument("old", metavar="OLD", help="path or URL")
-    comparing.add_argument("new", metavar="NEW", help="path or URL")
+    comparing.add_argument("old", metavar="OLD", type=location, help="path or URL")
+    comparing.add_argument("new", metavar="NEW", type=location, help="path or URL")
     comparing.add_argument(
         "--size-ratio",
         type=_share,

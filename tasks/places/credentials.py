@@ -28,6 +28,9 @@ CREDENTIALS = "|".join(
 )
 """Matches a location that carries any. Also part of the forms' JSON schemas, by which a server refuses parameters."""
 
+LONGEST = 4096
+"""Characters of a location that are looked at where a message repeats it."""
+
 _FOUND = re.compile(CREDENTIALS, re.DOTALL)
 _SCHEME = re.compile(r"(?:[A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]*://")
 _WORD = re.compile(r"[^\s'\"<>()]+")
@@ -54,7 +57,7 @@ def hidden(value: Any) -> Any:
     """Any value of a parameter, or text with URLs in it, without the credentials in it."""
     if isinstance(value, str):
         is_location = _SCHEME.match(value) or not re.search(r"\s", value)
-        return shown(value) if is_location else _WORD.sub(lambda word: shown(word[0]), value)
+        return shown(value[:LONGEST]) if is_location else _WORD.sub(lambda word: shown(word[0]), value)
     if isinstance(value, Mapping):
         return {hidden(key): hidden(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from tasks.models.spec import ModelRef
+from tasks.places.location import Location
 from tasks.spec import TaskKind
 
 
@@ -41,7 +42,7 @@ class ExaminedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, description="What the model is called.")
-    source: str = Field(description="Where it came from.")
+    source: Location = Field(description="Where it came from.")
     ablation: bool = Field(False, description="Its functional check ran.")
 
 
@@ -51,7 +52,7 @@ class FailedModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, description="What the model is called.")
-    source: str = Field(description="Where it was to come from.")
+    source: Location = Field(description="Where it was to come from.")
     stage: str = Field(description="Stage that failed.")
     reason: str = Field(description="Why, in words.")
 

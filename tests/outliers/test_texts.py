@@ -214,12 +214,6 @@ class TestPlaces:
         with pytest.raises(BadInput, match="there is no such file or folder"):
             open_texts(TextSource(location=str(tmp_path / "no.txt")))
 
-    def test_credentials_in_a_url(self) -> None:
-        error = refused("s3://key:secret@bucket/a.txt")
-        assert error.field == "text.location"
-        assert "secret" not in str(error)
-        assert "secret" not in str(refused("simplecache::https://me:secret@example.org/a.txt"))
-
     def test_a_filesystem_that_is_not_there(self) -> None:
         assert refused("gibberish://a/b.txt").field == "text.location"
 

@@ -188,7 +188,11 @@ def test_a_prompt_given_twice_is_refused_instead_of_dropped():
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("slotmachine", "slot_machine_chat"), ("/nowhere/mine.yaml", "cannot be read"), ("nofs://x/mine.yaml", "Protocol not known")],
+    [
+        ("slotmachine", "slot_machine_chat"),
+        ("/nowhere/mine.yaml", "cannot be read"),
+        ("nofs://x/mine.yaml", "Protocol not known"),
+    ],
 )
 def test_sources_that_are_not_there(source, said):
     with pytest.raises(BadInput, match=said):
