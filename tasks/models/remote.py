@@ -52,7 +52,7 @@ def list_files(source: Source, with_weights: bool = True) -> list[RemoteFile]:
             infos = {name: infos[name] for name in chosen(infos)}
         return [RemoteFile(name, i["name"], i["size"], content_tag(fs, i)) for name, i in infos.items()]
 
-    files = _persist(source, listing)
+    files = persistently(source, listing)
     if not files:
         raise source.bad("there is no model in this folder", "check the URL")
     return files
@@ -80,7 +80,7 @@ def listing_digest(files: Sequence[RemoteFile]) -> str:
 def read(source: Source, name: str) -> bytes:
     """Content of the file `name` of a folder."""
     fs, root = _open(source)
-    return _persist(source, lambda: fs.cat_file(f"{root}/{name}"))
+    return persistently(source, lambda: fs.cat_file(f"{root}/{name}"))
 
 
 def download(source: Source, with_weights: bool = True) -> Path:
@@ -93,7 +93,7 @@ def download(source: Source, with_weights: bool = True) -> Path:
     def fetch(folder: Path) -> None:
         fs, _ = _open(source)
         for file in files:
-            _persist(source, partial(fs.get_file, file.path, str(folder / file.name)))
+            persistently(source, partial(fs.get_file, file.path, str(folder / file.name)))
         if list_files(source, with_weights) != files:
             raise TransientError(f"{source.location} changed while it was downloaded")
         for file in files:
@@ -122,7 +122,7 @@ def errors_of(source: Source) -> Iterator[None]:
         raise
 
 
-def _persist(source: Source, action: Callable[[], T]) -> T:
+def persistently(source: Source, action: Callable[[], T]) -> T:
     """`action()`, again while faults pass."""
     with errors_of(source):
         return persist(action, source.location, PATIENCE_SECONDS)

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from tasks.errors import BadInput
 from tasks.models.spec import EMBEDDED_SMOLLM2, ModelRef
+from tasks.places.opening import LOCAL, local_path, scheme_of
 
 Kind = Literal["hub", "folder", "gguf", "url", "gguf_url"]
 
@@ -59,9 +59,9 @@ def _parse(name: str, field: str, revision: str | None = None) -> Source:
     if name.startswith("embedded:"):
         return Source("gguf", str(_embedded_file(name, field)), field)
     is_gguf = name.lower().endswith(".gguf")
-    if "://" in name and not name.startswith("file://"):
+    if scheme_of(name) not in LOCAL:
         return Source("gguf_url" if is_gguf else "url", name.rstrip("/"), field)
-    path = Path(urlsplit(name).path if name.startswith("file://") else name).expanduser()
+    path = Path(local_path(name))
     if is_gguf:
         if not path.is_file():
             raise BadInput(field, name, "there is no such file", "check the path")

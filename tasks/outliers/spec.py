@@ -42,7 +42,7 @@ class TextSource(BaseModel):
         title="Text",
         description=(
             "File, folder or pattern, local or a URL (s3://bucket/text/*.parquet), of .jsonl, .parquet or text; may "
-            f"be compressed. {PROSE} is embedded: topics of Python's documentation"
+            f"be compressed. In a pattern, [[] is a plain [. {PROSE} is embedded: topics of Python's documentation"
         ),
     )
     format: Literal["auto", "jsonl", "parquet", "text"] = Field(

@@ -25,6 +25,7 @@ from tasks.errors import BadInput, TransientError
 from tasks.outliers.patient_file import FIELD, PatientFile, persistently
 from tasks.outliers.spec import TextSource
 from tasks.places.opening import open_location
+from tasks.places.patterns import matching, split_pattern
 
 Format = Literal["jsonl", "parquet", "text"]
 
@@ -183,10 +184,10 @@ def _listing(fs: AbstractFileSystem, root: str) -> tuple[bool, list[str]]:
         if not glob.has_magic(root):
             raise
         try:
-            matches = fs.glob(root, detail=True)
+            folder, pattern = split_pattern(fs, root)
+            return False, _visible(info["name"] for info in matching(fs, folder, pattern).values())
         except ValueError as error:
             raise BadInput(FIELD, root, str(error), "correct the pattern") from error
-        return False, _visible(path for path, found in matches.items() if found["type"] == "file")
     if info["type"] != "directory":
         return False, [root]
     return True, _visible(fs.find(root))

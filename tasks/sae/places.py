@@ -9,11 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from glob import has_magic
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import Any, Protocol
 
-import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import DryRunError
 from xxhash import xxh3_64_hexdigest, xxh3_128
@@ -22,11 +24,13 @@ from tasks.errors import BadInput, TransientError
 from tasks.models import hub, remote
 from tasks.models.cache import build_once, file_digest
 from tasks.models.sources import Source
+from tasks.places.location import refuse_credentials
+from tasks.places.opening import LOCAL, open_location, scheme_of
+from tasks.places.patterns import matching, split_pattern
 
 FIELD = "saes.location"
 
 _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<folder>.+))?")
-_WILD = re.compile(r"[*?\[]")
 
 
 class Place(Protocol):
@@ -45,17 +49,20 @@ class Place(Protocol):
 
 def parse(location: str, revision: str | None) -> Place:
     """The place that a location (with the layer filled in) means. Raises BadInput for one that means none."""
-    if "://" in location and not location.startswith("file://"):
-        return UrlPlace(*_split_wild(location.rstrip("/")))
-    local = location.startswith(("/", ".", "~", "file://"))
-    root, pattern = _split_wild(location.removeprefix("file://").rstrip("/"))
-    folder = Path(root).expanduser()
-    if folder.is_dir():
-        return LocalPlace(folder.resolve(), pattern)
-    match = None if local else _HUB.fullmatch(location)
+    refuse_credentials(location, FIELD)
+    location = location.rstrip("/")
+    if scheme_of(location) not in LOCAL:
+        fs, _ = open_location(location, FIELD)
+        source = Source("url", location, FIELD)
+        return UrlPlace(*remote.persistently(source, lambda: split_pattern(fs, location)))
+    fs, path = open_location(location, FIELD)
+    root, pattern = split_pattern(fs, path)
+    if Path(root).is_dir():
+        return LocalPlace(Path(root).resolve(), pattern)
+    match = None if location.startswith(("/", ".", "~", "file://")) else _HUB.fullmatch(location)
     if match is None:
         raise BadInput(FIELD, location, "is neither an existing folder nor organization/name nor a URL", "check it")
-    return HubPlace(match["repo"], revision, (match["folder"] or "").rstrip("/"))
+    return HubPlace(match["repo"], revision, match["folder"] or "")
 
 
 @dataclass(frozen=True)
@@ -64,8 +71,7 @@ class LocalPlace:
     pattern: str
 
     def folders(self, pattern: str, marker: str) -> list[str]:
-        found = self.root.glob(f"{pattern}/{marker}" if pattern else marker)
-        return sorted(_parent(path.relative_to(self.root).as_posix(), marker) for path in found)
+        return _folders(LocalFileSystem(), str(self.root), pattern, marker)
 
     def fetch(self, folder: str, files: Sequence[str]) -> Path:
         return self.root / folder
@@ -121,54 +127,56 @@ class UrlPlace:
         return Source("url", self.root, FIELD)
 
     def folders(self, pattern: str, marker: str) -> list[str]:
-        with remote.errors_of(self._source):
-            fs, root = fsspec.core.url_to_fs(self.root)
-            wanted = _join(pattern, marker)
-            if _WILD.search(wanted):
-                found = [path[len(root) :].lstrip("/") for path in fs.glob(f"{root}/{wanted}")]
-            else:
-                found = [wanted] if fs.exists(f"{root}/{wanted}") else []
-            return sorted(_parent(path, marker) for path in found)
+        fs, root = self._open()
+        return remote.persistently(self._source, lambda: _folders(fs, root, pattern, marker))
 
     def fetch(self, folder: str, files: Sequence[str]) -> Path:
+        fs, root = self._open()
+
         def download(into: Path) -> None:
-            with remote.errors_of(self._source):
-                fs, root = fsspec.core.url_to_fs(self.root)
-                for name in files:
-                    target = into / below / name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    fs.get_file(_join(f"{root}/{folder}".rstrip("/"), name), str(target))
+            for name in files:
+                target = into / below / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path = _join(_join(root, folder), name)
+                remote.persistently(self._source, partial(fs.get_file, path, str(target)))
             if self.fingerprint(folder, files) != before:
                 raise TransientError(f"{self.root}/{folder} changed while it was downloaded")
 
         before = self.fingerprint(folder, files)
-        url = urlsplit(self.root)
-        below = _join(f"{url.netloc}{url.path}", folder).strip("/")  # some formats name the layer in the path only
+        below = _join(root, folder).strip("/")  # some formats name the layer in the path only
         # of the place too: files of one content lie in many folders, as the configurations of all layers often do
         return build_once(f"saes/{before}-{xxh3_64_hexdigest(below.encode())}", download) / below
 
     def fingerprint(self, folder: str, files: Sequence[str]) -> str:
+        fs, root = self._open()
         digest = xxh3_128()
-        with remote.errors_of(self._source):
-            fs, root = fsspec.core.url_to_fs(self.root)
-            fs.invalidate_cache()
-            for name in files:
-                path = _join(f"{root}/{folder}".rstrip("/"), name)
-                digest.update(f"{name}\0{fs.size(path)}\0{remote.content_tag(fs, fs.info(path))}\0".encode())
+        for name in files:
+            path = _join(_join(root, folder), name)
+            info = remote.persistently(self._source, partial(_fresh_info, fs, path))
+            digest.update(f"{name}\0{info['size']}\0{remote.content_tag(fs, info)}\0".encode())
         return f"url-{digest.hexdigest()}"
 
+    def _open(self) -> tuple[AbstractFileSystem, str]:
+        fs, root = open_location(self.root, FIELD)
+        return fs, root.rstrip("/")
 
-def _split_wild(path: str) -> tuple[str, str]:
-    """("/data/saes", "layer_3/l0_*") from "/data/saes/layer_3/l0_*": the part without wildcards, and the rest."""
-    match = _WILD.search(path)
-    if match is None:
-        return path, ""
-    cut = path.rfind("/", 0, match.start())
-    return (path[:cut] or "/", path[cut + 1 :]) if cut >= 0 else (".", path)
+
+def _folders(fs: AbstractFileSystem, root: str, pattern: str, marker: str) -> list[str]:
+    wanted = _join(pattern, marker)
+    if has_magic(wanted):
+        found = list(matching(fs, root, wanted))
+    else:
+        found = [wanted] if fs.isfile(_join(root.rstrip("/"), wanted)) else []
+    return sorted(_parent(path, marker) for path in found)
+
+
+def _fresh_info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:
+    fs.invalidate_cache()
+    return fs.info(path)
 
 
 def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+    return f"{folder}/{name}" if folder and name else folder or name
 
 
 def _parent(path: str, marker: str) -> str:

@@ -53,7 +53,8 @@ class SaeSource(BaseModel):
         None,
         description=(
             "Hugging Face id, local folder or URL, with an optional folder behind it; {layer} stands for the layer "
-            "and * for any name: fnlp/Llama3_1-8B-Base-LXR-8x, /data/saes/layer_{layer}, s3://bucket/layer_{layer}"
+            "and * for any name: fnlp/Llama3_1-8B-Base-LXR-8x, /data/saes/layer_{layer}, s3://bucket/layer_{layer}. "
+            "What is there as written is no pattern; elsewhere write [[] for ["
         ),
     )
     layer_locations: dict[int, Location] = Field(

@@ -114,15 +114,13 @@ def test_every_text_is_a_location_or_known_to_be_none() -> None:
 
 @pytest.mark.parametrize(("flow", "path"), LOCATIONS)
 def test_a_flow_refuses_credentials_before_there_is_a_run(flow: str, path: str, tmp_path: Path) -> None:
-    fields = schema_of(flow)
-    for spelling in FEW:
-        given = nested(path, spelling)
-        file = tmp_path / "study.yaml"
-        file.write_text(yaml.safe_dump(given))
-        with pytest.raises((BadParameters, BadInput), match="can't carry credentials") as refused:
-            parse(flow_of(f"flows/{flow}.py:{flow}"), ["--config", str(file)], "flows")
-        assert SECRET not in str(refused.value)
-        assert validate(given, fields), "a Prefect server refuses them too"
+    given = nested(path, FEW[len(path) % len(FEW)])
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(given))
+    with pytest.raises((BadParameters, BadInput), match="can't carry credentials") as refused:
+        parse(flow_of(f"flows/{flow}.py:{flow}"), ["--config", str(file)], "flows")
+    assert SECRET not in str(refused.value)
+    assert validate(given, schema_of(flow)), "a Prefect server refuses them too"
 
 
 def values(parser: argparse.ArgumentParser) -> Iterator[tuple[list[str], argparse.Action]]:
