@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import secrets
 import socket
 import struct
 import threading
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["drop", "lose_answer", "truncate", "slow_down", "internal_error"]
+Fault = Literal["drop", "lose_answer", "truncate", "cut_short", "flip", "slow_down", "internal_error"]
 
 _ERRORS = {"slow_down": (503, "SlowDown"), "internal_error": (500, "InternalError")}
 
@@ -82,6 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "lose_answer":
             self._reset()
             return
+        if fault in ("cut_short", "flip") and content:
+            content = content[: len(content) // 2] if fault == "cut_short" else _flipped(content)
+            headers = [(name, str(len(content)) if name.lower() == "content-length" else it) for name, it in headers]
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in {"transfer-encoding", "connection"}:
@@ -133,3 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         pass
+
+
+def _flipped(content: bytes) -> bytes:
+    """With one bit of one byte changed, another one each time."""
+    at = secrets.randbelow(len(content))
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]

@@ -44,14 +44,18 @@ def load_spec(store: Store, path: str) -> TaskSpec:
         BadInput: there is none.
         CorruptObject: it is no spec, or lies in another spec's place.
     """
+    url = store.url_of(path)
+
+    def parsed(data: bytes) -> TaskSpec:
+        spec = parse_record(TaskSpec, data, url)
+        if path != f"{spec.path}/{SPEC}":
+            raise CorruptObject(f"{url} does not match its place: its content hashes to {spec.path}")
+        return spec
+
     try:
-        data = store.read_bytes(path)
+        return store.read_verified(path, parsed)
     except FileNotFoundError as error:
-        raise BadInput("spec", store.url_of(path), "there is no such spec", "correct the URL") from error
-    spec = parse_record(TaskSpec, data, store.url_of(path))
-    if path != f"{spec.path}/{SPEC}":
-        raise CorruptObject(f"{store.url_of(path)} does not match its place: its content hashes to {spec.path}")
-    return spec
+        raise BadInput("spec", url, "there is no such spec", "correct the URL") from error
 
 
 def finished(store: Store, specs: Iterable[TaskSpec]) -> dict[str, Manifest]:

@@ -138,11 +138,14 @@ def _in_words(processor: Mapping[str, str]) -> str:
 
 
 def _read(store: Store, path: str) -> ChunkRecord | None:
-    try:
-        record = parse_record(ChunkRecord, store.read_bytes(path), store.url_of(path))
+    def parsed(data: bytes) -> ChunkRecord:
+        record = parse_record(ChunkRecord, data, store.url_of(path))
         if record.checksum != record.content_checksum():
             raise CorruptObject(f"{store.url_of(path)} does not match its own checksum")
         return record
+
+    try:
+        return store.read_verified(path, parsed)
     except (CorruptObject, FileNotFoundError) as error:
         log.warning("%s; the chunk is computed anew", error)
         return None

@@ -108,12 +108,17 @@ def read_manifest(store: Store, shard: str) -> Manifest:
         CorruptObject: the manifest contradicts itself or the folder it lies in.
     """
     path = f"{shard}/{MANIFEST}"
-    manifest = parse_record(Manifest, store.read_bytes(path), store.url_of(path))
-    if manifest.spec.path != shard or manifest.spec_hash != manifest.spec.hash:
-        raise CorruptObject(f"{store.url_of(path)} belongs to another shard, {manifest.spec.path}")
-    if manifest.digest != digest_of(manifest.outputs, manifest.counts):
-        raise CorruptObject(f"{store.url_of(path)} does not match its own digest; remove it and run again")
-    return manifest
+    url = store.url_of(path)
+
+    def parsed(data: bytes) -> Manifest:
+        manifest = parse_record(Manifest, data, url)
+        if manifest.spec.path != shard or manifest.spec_hash != manifest.spec.hash:
+            raise CorruptObject(f"{url} belongs to another shard, {manifest.spec.path}")
+        if manifest.digest != digest_of(manifest.outputs, manifest.counts):
+            raise CorruptObject(f"{url} does not match its own digest; remove it and run again")
+        return manifest
+
+    return store.read_verified(path, parsed)
 
 
 def write_manifest(store: Store, manifest: Manifest) -> None:

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-import fsspec.config
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict
 
 from tasks.artifacts.backend import Backend, Buffer
 from tasks.artifacts.local import LocalBackend
-from tasks.artifacts.retry import persist
+from tasks.artifacts.retry import UNREACHED_PATIENCE_SECONDS, persist
 from tasks.artifacts.s3 import S3Backend
-from tasks.errors import CorruptObject
-from tasks.places.opening import open_location, scheme_of
+from tasks.errors import CorruptObject, TransientError
+from tasks.places.opening import open_location
 
 T = TypeVar("T")
 
 PATIENCE_SECONDS = 120.0
 NAME_HASH_LENGTH = 16
-S3_CONNECTIONS = 64
+SAME_READS = 3
+"""An object that is read so often with one wrong content is damaged itself, not on the way."""
 
 
 class ObjectRef(BaseModel):
@@ -62,7 +64,9 @@ class Store:
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self.patience = patience
-        self._fs, self._root = _open(os.fspath(url), dict(storage_options or {}))
+        self._fs, root = open_location(os.fspath(url), "store", "s3://bucket/prefix", **(storage_options or {}))
+        self._root = root.rstrip("/") or root
+        self._reached = threading.Event()
         self._local = isinstance(self._fs, LocalFileSystem)
         self._backend = _backend(self._fs)
 
@@ -93,11 +97,14 @@ class Store:
 
     def read_json(self, path: str) -> Any:
         """Raises: FileNotFoundError, CorruptObject."""
-        data = self.read_bytes(path)
-        try:
-            return json.loads(data)
-        except ValueError as error:
-            raise CorruptObject(f"{self.url_of(path)} is not JSON: {error}") from error
+
+        def parsed(data: bytes) -> Any:
+            try:
+                return json.loads(data)
+            except ValueError as error:
+                raise CorruptObject(f"{self.url_of(path)} is not JSON: {error}") from error
+
+        return self.read_verified(path, parsed)
 
     def write_json(self, path: str, value: Any) -> None:
         self.write_bytes(path, pretty_json(value))
@@ -156,18 +163,42 @@ class Store:
         Raises:
             CorruptObject: it is missing, or not what ``ref`` says.
         """
-        remedy = "remove it and run again: its chunk is computed anew"
+        url, remedy = self.url_of(ref.path), "remove it and run again: its chunk is computed anew"
+
+        def checked(data: bytes) -> bytes:
+            if len(data) != ref.size:
+                raise CorruptObject(f"{url} has {len(data)} bytes, but was written with {ref.size}; {remedy}")
+            if xxhash.xxh3_128_hexdigest(data) != ref.xxh3_128:
+                raise CorruptObject(f"{url} has changed since it was written; {remedy}")
+            return data
+
         try:
-            data = self.read_bytes(ref.path)
+            return self.read_verified(ref.path, checked)
         except FileNotFoundError as error:
-            raise CorruptObject(f"{self.url_of(ref.path)} is missing; run again") from error
-        if len(data) != ref.size:
-            raise CorruptObject(
-                f"{self.url_of(ref.path)} has {len(data)} bytes, but was written with {ref.size}; {remedy}"
-            )
-        if xxhash.xxh3_128_hexdigest(data) != ref.xxh3_128:
-            raise CorruptObject(f"{self.url_of(ref.path)} has changed since it was written; {remedy}")
-        return data
+            raise CorruptObject(f"{url} is missing; run again") from error
+
+    def read_verified(self, path: str, check: Callable[[bytes], T]) -> T:
+        """``check`` of an object's content. What it refuses is read again: it may have been damaged on the way.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            CorruptObject: of ``check``: the same came SAME_READS times, so it is what the store holds.
+            TransientError: something else came each time, until patience ended.
+        """
+        came: Counter[str] = Counter()
+
+        def attempt() -> T:
+            data = self._fs.cat_file(self._path(path))
+            try:
+                return check(data)
+            except CorruptObject as error:
+                digest = xxhash.xxh3_128_hexdigest(data)
+                came[digest] += 1
+                if self._local or came[digest] == SAME_READS:
+                    raise
+                raise TransientError(f"what arrived is damaged ({error})") from None
+
+        return self._persist(path, attempt)
 
     def remove_stale(self, folder: str = "") -> None:
         """Remove what killed writers left below a folder: temporary files and uploads that nobody goes on with."""
@@ -177,7 +208,17 @@ class Store:
         self._backend.write(self._path(path), buffers, partial(self._persist, path))
 
     def _persist(self, path: str, action: Callable[[], T]) -> T:
-        return persist(action, self.url_of(path), self.patience)
+        # one that never answered is most likely none; one that did is coming back
+        unreached = self.patience if self._reached.is_set() else UNREACHED_PATIENCE_SECONDS
+        try:
+            result = persist(action, self.url_of(path), self.patience, unreached)
+        except TransientError:
+            raise
+        except Exception:
+            self._reached.set()
+            raise
+        self._reached.set()
+        return result
 
     def _path(self, path: str) -> str:
         parts = path.split("/")
@@ -189,15 +230,6 @@ class Store:
 def pretty_json(value: Any) -> bytes:
     """JSON for people and programs: sorted keys, indented, one newline at the end."""
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _open(url: str, options: dict[str, Any]) -> tuple[Any, str]:
-    if scheme_of(url) in {"s3", "s3a"}:
-        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-        config = {"max_pool_connections": S3_CONNECTIONS} | configured | options.get("config_kwargs", {})
-        options = {"use_listings_cache": False} | options | {"config_kwargs": config}
-    fs, root = open_location(url, "store", "s3://bucket/prefix", **options)
-    return fs, root.rstrip("/") or root
 
 
 def _backend(fs: Any) -> Backend:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from tasks.errors import BadInput
 from tasks.places.credentials import CREDENTIALS, carries_credentials, shown
 
-PROBLEM = "a location can't carry credentials, since it is shown and stored"
+PROBLEM = "a URL can't carry credentials, since it is shown and stored"
 REMEDY = "remove them and give them by the environment (AWS_ACCESS_KEY_ID and so on, HF_TOKEN, FSSPEC_*)"
 
 

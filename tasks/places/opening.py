@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import fsspec
+import fsspec.config
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
@@ -17,7 +18,9 @@ from tasks.places.location import refuse_credentials
 LOCAL = ("file", "local")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")
-_WITH_BUCKETS = ("s3", "s3a", "gs", "gcs")
+S3 = ("s3", "s3a")
+_WITH_BUCKETS = (*S3, "gs", "gcs")
+S3_CONNECTIONS = 64
 
 
 def open_location(
@@ -43,6 +46,8 @@ def open_location(
         path = kind._strip_protocol(location)
         if scheme in _WITH_BUCKETS:
             _check_bucket(location, path, field)
+        if scheme in S3:
+            options = _s3_options(options)
         return kind(**(kind._get_kwargs_from_urls(location) | options)), path
     except BadInput:
         raise
@@ -69,6 +74,14 @@ def local_path(location: str) -> str:
     match = _SCHEME.match(location)
     path = location[match.end() :] if match else location
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _s3_options(options: dict[str, Any]) -> dict[str, Any]:
+    """With what all uses of S3 here want: fresh listings, and no patience of the client's own below ours."""
+    ours = {"max_pool_connections": S3_CONNECTIONS, "retries": {"total_max_attempts": 1, "mode": "standard"}}
+    configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    config = ours | configured | options.get("config_kwargs", {})
+    return {"use_listings_cache": False} | options | {"config_kwargs": config}
 
 
 def _check_bucket(location: str, path: str, field: str) -> None:

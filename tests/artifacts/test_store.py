@@ -220,7 +220,11 @@ class TestS3:
         store = Store(s3_url, patience=5)
         store.write_bytes("a", b"1")
         assert store.list() == ["a"]
-        assert store._fs.config_kwargs == {"max_pool_connections": 64, "user_agent_extra": "lab"}
+        assert store._fs.config_kwargs == {
+            "max_pool_connections": 64,
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "user_agent_extra": "lab",
+        }
 
     def test_uploads_of_killed_writers_are_aborted(self, s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         s3_store.write_bytes("folder/x", b"")
