@@ -52,7 +52,9 @@ class BadInput(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        problem, remedy = (shortened(" ".join(hidden(text).split()), TEXT_LENGTH_SHOWN) for text in (self.problem, self.remedy))
+        problem, remedy = (
+            shortened(" ".join(hidden(text).split()), TEXT_LENGTH_SHOWN) for text in (self.problem, self.remedy)
+        )
         value = "" if self.value is NOT_SHOWN else f" = {shown(self.value)}"
         return f"{self.field}{value}: {problem}; {remedy}"
 
