@@ -58,7 +58,7 @@ def list_files(source: Source, with_weights: bool = True) -> list[RemoteFile]:
     return files
 
 
-def _gguf_infos(source: Source, fs: fsspec.AbstractFileSystem, root: str) -> dict[str, dict]:
+def _gguf_infos(source: Source, fs: AbstractFileSystem, root: str) -> dict[str, dict]:
     fs.info(root)
     folder, _, named = root.rpartition("/")
     infos = {}
