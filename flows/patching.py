@@ -37,6 +37,7 @@ DEFAULTS = StudySettings(saes=SaeSource())
 EXECUTION = Execution()
 
 STAGES = (
+    "identify",
     "prepare",
     "saes",
     "activations",
@@ -123,7 +124,8 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
     scenario = load_scenario(settings.scenario.source)
     require(settings.trials.engine, execution)
     async with FanOut(store, execution, STAGES) as fan:
-        [prepared] = await fan.run("prepare", [plan.prepare(settings, scenario)], gpus=0)
+        [identity] = await fan.run("identify", [plan.identify(settings)], gpus=0)
+        [prepared] = await fan.run("prepare", [plan.prepare(settings, scenario, identity)], gpus=0)
         found = Shard(store, prepared.spec.path).json("study")
         settings = with_engine(settings, ModelInfo.model_validate(found["model_info"]), execution)
         study = plan.Plan(settings, scenario, found)

@@ -247,7 +247,11 @@ class Plan:
         return [choice.name for choice in self.scenario.choices]
 
 
-def prepare(settings: StudySettings, scenario: Scenario) -> TaskSpec:
+def identify(settings: StudySettings) -> TaskSpec:
+    return kinds.IDENTIFY.spec(kinds.IdentifyParams(model=settings.model, saes=settings.saes))
+
+
+def prepare(settings: StudySettings, scenario: Scenario, identity: Manifest) -> TaskSpec:
     params = kinds.PrepareParams(
         model=settings.model,
         saes=settings.saes,
@@ -255,7 +259,7 @@ def prepare(settings: StudySettings, scenario: Scenario) -> TaskSpec:
         prompts_per_group=settings.contrast.prompts_per_group,
         max_new_tokens=settings.trials.max_new_tokens,
     )
-    return kinds.PREPARE.spec(params, seed=settings.seed)
+    return kinds.PREPARE.spec(params, {"identity": identity.ref}, settings.seed)
 
 
 def _trained(saes: Manifest | None) -> Inputs:

@@ -1,7 +1,6 @@
 """Task `patching.prepare`: everything that can be checked before a weight is loaded, checked.
 
-It runs at every start of a study, in seconds, and names what later shards depend on outside the store: the model's
-and the SAEs' fingerprints. A changed file changes a fingerprint, and so every spec that follows.
+What depends on the model's files depends on the input `identity` (`patching.identify`).
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from transformers import PreTrainedTokenizerBase
 
 from tasks.context import ShardContext
 from tasks.errors import BadInput
-from tasks.models.describe import describe
-from tasks.models.fingerprint import fingerprint
 from tasks.models.load import load_tokenizer
 from tasks.models.spec import ModelInfo
 from tasks.patching.first_tokens import first_tokens
@@ -19,28 +16,24 @@ from tasks.patching.frame import encode
 from tasks.patching.group_prompts import GroupPrompt, contrast_prompts
 from tasks.patching.spec import PrepareParams
 from tasks.sae.load import check_source
-from tasks.sae.load import fingerprint as sae_fingerprint
 
 
 def run(ctx: ShardContext) -> None:
     """Json `study`: what the flow needs to write every later spec, and what the report says was run."""
     p: PrepareParams = ctx.params
-    info = describe(p.model)
-    check_layers(p.saes.layers, info)
+    identity = ctx.input("identity").json("identity")
+    info = ModelInfo.model_validate(identity["model_info"])
     tokenizer = load_tokenizer(p.model)
     prompts = {prompt.name: encode(tokenizer, prompt.text, p.scenario.frame) for prompt in p.scenario.prompts}
     groups = contrast_prompts(p.scenario.contrast, p.prompts_per_group, ctx.seed)
     check_lengths(p, tokenizer, info, prompts, groups)
     check_source(p.saes, info.d_model)
     choices = first_tokens(p.scenario, tokenizer)
-    trained = p.saes.kind == "train"
     ctx.json(
         "study",
-        {
+        identity
+        | {
             "model": p.model.model_dump(mode="json"),
-            "model_fingerprint": fingerprint(p.model),
-            "model_info": info.model_dump(mode="json"),
-            "sae_fingerprints": {} if trained else {str(n): sae_fingerprint(p.saes, n) for n in p.saes.layers},
             "prompts": {
                 prompt.name: {"text": prompt.text, "tokens": prompts[prompt.name]} for prompt in p.scenario.prompts
             },
@@ -49,14 +42,6 @@ def run(ctx: ShardContext) -> None:
             "contrast_prompts": len(groups),
         },
     )
-
-
-def check_layers(layers: list[int], info: ModelInfo) -> None:
-    wrong = [layer for layer in layers if not 0 <= layer < info.n_layers]
-    if wrong:
-        raise BadInput(
-            "saes.layers", wrong, f"the model has blocks 0 to {info.n_layers - 1}", "name blocks of the model, from 0"
-        )
 
 
 def check_lengths(

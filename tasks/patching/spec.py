@@ -269,8 +269,15 @@ class _OnModelWithSaes(_OnModel):
     top_p: float
 
 
+class IdentifyParams(_Model):
+    """No inputs."""
+
+    model: ModelRef
+    saes: SaeSource
+
+
 class PrepareParams(_Model):
-    """No inputs. Checks tokenizer, config, SAE files, scenario and lengths against each other."""
+    """Input: `identity`. Checks tokenizer, config, SAE files, scenario and lengths against each other."""
 
     model: ModelRef
     saes: SaeSource
@@ -371,7 +378,8 @@ class WordsParams(_Model):
     settings: WordsSettings
 
 
-PREPARE = TaskKind("patching.prepare", 1, PrepareParams, "tasks.patching.prepare:run", always_run=True)
+IDENTIFY = TaskKind("patching.identify", 1, IdentifyParams, "tasks.patching.identify:run", always_run=True)
+PREPARE = TaskKind("patching.prepare", 2, PrepareParams, "tasks.patching.prepare:run")
 ACTIVATIONS = TaskKind("patching.activations", 1, ActivationsParams, "tasks.patching.activations:run")
 CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run")
 SCREEN = TaskKind("patching.screen", 1, ScreenParams, "tasks.patching.screen:run")
@@ -382,4 +390,4 @@ TRIALS = TaskKind(
 VERDICT = TaskKind("patching.verdict", 2, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")
 
-KINDS = (PREPARE, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)
+KINDS = (IDENTIFY, PREPARE, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)

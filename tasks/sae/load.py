@@ -30,7 +30,7 @@ def load_sae(source: SaeSource, layer: int, device: str | torch.device = "cpu", 
         BadInput: it is not there, is of another layer, place or width, or can't be folded exactly.
         TransientError: the place can't be reached.
     """
-    located = _locate(source, layer)
+    located = locate(source, layer)
     sae = FORMATS[source.kind].load(located.fetch(), layer, _name(source, located))
     _check_width(sae.d_model, d_model, located)
     return sae.to(device, getattr(torch, source.dtype))
@@ -41,20 +41,9 @@ def check_source(source: SaeSource, d_model: int | None = None) -> None:
     if source.kind == "train":
         return
     for layer in source.layers:
-        located = _locate(source, layer)
+        located = locate(source, layer)
         dims = FORMATS[source.kind].check(located.fetch_config(), layer)
         _check_width(dims.d_model, d_model, located)
-
-
-def fingerprint(source: SaeSource, layer: int) -> str:
-    """Changes iff the files of this layer's dictionary do (in a Hugging Face repository: iff its commit does)."""
-    return _locate(source, layer).fingerprint()
-
-
-def _locate(source: SaeSource, layer: int) -> Located:
-    if source.kind == "train":
-        raise ValueError("a dictionary that is trained here comes from its shard: use tasks.sae.run.load_trained")
-    return locate(source, layer, FORMATS[source.kind].FILES)
 
 
 def _name(source: SaeSource, located: Located) -> str:

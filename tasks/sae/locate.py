@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.errors import BadInput
 from tasks.sae.places import FIELD, Place, parse
-from tasks.sae.spec import SaeSource
+from tasks.sae.spec import SaeKind, SaeSource
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,26 @@ class Files:
     @property
     def all(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((self.config, self.weights)))
+
+
+LAYOUTS: dict[SaeKind, Files] = {
+    "llama_scope": Files(
+        "hyperparams.json",
+        "checkpoints/final.safetensors",
+        # Llama3_1-8B-Base-L15R-8x; some are spelled Llama3_1Base-L18TC-8x.
+        # Other sites match too, to be refused by name.
+        folders=("Llama3_1*-L{layer}R-*x", "Llama3_1*-L{layer}[AMT]*-*x"),
+    ),
+    "saelens": Files(
+        "cfg.json", "sae_weights.safetensors", folders=("blocks.{layer}.hook_resid_post", "layer_{layer}")
+    ),
+    "gemma_scope": Files("params.npz", "params.npz"),
+    "sparsify": Files("cfg.json", "sae.safetensors", folders=("layers.{layer}", "h.{layer}")),
+    "dictionary_learning": Files(
+        "config.json", "ae.pt", folders=("*layer_{layer}", "*layer_{layer}/trainer_*", "*layer_{layer}_*")
+    ),
+}
+"""Formats of dictionaries that are read, not made here."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,21 @@ class Located:
         return self.place.fingerprint(self.folder, self.files.all)
 
 
-def locate(source: SaeSource, layer: int, files: Files) -> Located:
+def fingerprint(source: SaeSource, layer: int) -> str:
+    """Changes iff the files of this layer's dictionary do (in a Hugging Face repository: iff its commit does)."""
+    return locate(source, layer).fingerprint()
+
+
+def locate(source: SaeSource, layer: int) -> Located:
     """The layer's folder: the location itself, or one below it where its format usually keeps a layer.
 
     Raises:
         BadInput: there is none, or more than one.
         TransientError: the place can't be reached.
     """
+    if source.kind == "train":
+        raise ValueError("a dictionary that is trained here comes from its shard: use tasks.sae.run.load_trained")
+    files = LAYOUTS[source.kind]
     location = source.layer_locations.get(layer, source.location or "").replace("{layer}", str(layer))
     place = parse(location, source.revision)
     below = [folder.replace("{layer}", str(layer)) for folder in files.folders]

@@ -39,7 +39,7 @@ def run_study(store: Store, settings: dict) -> Study:
     def shard(manifest: Manifest) -> Shard:
         return Shard(store, manifest.spec.path)
 
-    prepared = run(plan.prepare(checked, scenario))
+    prepared = run(plan.prepare(checked, scenario, run(plan.identify(checked))))
     study = plan.Plan(checked, scenario, shard(prepared).json("study"))
     saes = run(study.train()) if checked.saes.kind == "train" else None
     contrast = run(study.contrast([run(spec) for spec in study.activations()], saes))

@@ -46,7 +46,8 @@ def prepare(
         }
     )
     scenario = parse_scenario(SCENARIO.format(text=text, low=low, system=system), "trial.yaml")
-    return Shard(store, run_shard(store, plan.prepare(settings, scenario)).spec.path).json("study")
+    spec = plan.prepare(settings, scenario, run_shard(store, plan.identify(settings)))
+    return Shard(store, run_shard(store, spec).spec.path).json("study")
 
 
 def test_a_prompt_fits_with_its_frame_and_answer_to_the_last_token(model: Path, store: Store) -> None:

@@ -25,11 +25,11 @@ from tasks.sae import sites
 from tasks.sae.loaders.common import Dims, canonical, decoder_norms, fold_gated, refuse, relu, threshold, topk
 from tasks.sae.loaders.fields import Config, need, section, whole, word
 from tasks.sae.loaders.files import matrix_shape, read_json, read_pickle, take
-from tasks.sae.locate import Files
+from tasks.sae.locate import LAYOUTS
 from tasks.sae.places import FIELD
 from tasks.sae.sae import SAE
 
-FILES = Files("config.json", "ae.pt", folders=("*layer_{layer}", "*layer_{layer}/trainer_*", "*layer_{layer}_*"))
+FILES = LAYOUTS["dictionary_learning"]
 
 OF_TRAINING = ("k", "threshold", "group_sizes")
 """What state dicts hold beside the dictionary itself."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from tasks.errors import BadInput
 from tasks.sae.loaders.common import Dims, canonical, refuse, threshold
 from tasks.sae.loaders.files import matrix_shape, read_npz, take
-from tasks.sae.locate import Files
+from tasks.sae.locate import LAYOUTS
 from tasks.sae.sae import SAE
 
-FILES = Files("params.npz", "params.npz")
+FILES = LAYOUTS["gemma_scope"]
 
 _LAYER = re.compile(r"layer_(\d+)")
 _OTHER_SITE = re.compile(r"gemma-scope-.*-(att|mlp|transcoders)\b")

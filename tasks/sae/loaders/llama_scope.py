@@ -23,15 +23,10 @@ from tasks.sae import sites
 from tasks.sae.loaders.common import Dims, canonical, per_token, refuse, relu, threshold, topk
 from tasks.sae.loaders.fields import Config, flag, n_features, number, positive, section, whole, word
 from tasks.sae.loaders.files import read_json, read_safetensors, take
-from tasks.sae.locate import Files
+from tasks.sae.locate import LAYOUTS
 from tasks.sae.sae import SAE, Gate
 
-FILES = Files(
-    config="hyperparams.json",
-    weights="checkpoints/final.safetensors",
-    # Llama3_1-8B-Base-L15R-8x; some are spelled Llama3_1Base-L18TC-8x. Other sites match too, to be refused by name.
-    folders=("Llama3_1*-L{layer}R-*x", "Llama3_1*-L{layer}[AMT]*-*x"),
-)
+FILES = LAYOUTS["llama_scope"]
 
 
 def check(folder: Path, layer: int) -> Dims:

@@ -22,10 +22,10 @@ from tasks.sae import sites
 from tasks.sae.loaders.common import Dims, canonical, fold_gated, per_token, refuse, relu, threshold, topk
 from tasks.sae.loaders.fields import flag, section, whole, word
 from tasks.sae.loaders.files import read_json, read_safetensors, take
-from tasks.sae.locate import Files
+from tasks.sae.locate import LAYOUTS
 from tasks.sae.sae import SAE
 
-FILES = Files("cfg.json", "sae_weights.safetensors", folders=("blocks.{layer}.hook_resid_post", "layer_{layer}"))
+FILES = LAYOUTS["saelens"]
 
 BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated", *BATCH_TOPK)

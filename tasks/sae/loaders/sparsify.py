@@ -16,10 +16,10 @@ from tasks.sae import sites
 from tasks.sae.loaders.common import Dims, canonical, refuse, topk
 from tasks.sae.loaders.fields import flag, n_features, whole, word
 from tasks.sae.loaders.files import read_json, read_safetensors, take
-from tasks.sae.locate import Files
+from tasks.sae.locate import LAYOUTS
 from tasks.sae.sae import SAE
 
-FILES = Files("cfg.json", "sae.safetensors", folders=("layers.{layer}", "h.{layer}"))
+FILES = LAYOUTS["sparsify"]
 
 _UNSUPPORTED = {
     "transcode": "a transcoder does not reconstruct the vector that it reads",
