@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from flows.server import DEFAULT_PORT, NO_TELEMETRY, QUIET_CONSOLE, ServerFailed, running_api_url, started_api
-from tasks.errors import BadInput
+from tasks.errors import BadInput, CorruptObject, TransientError
 from tasks.places.arguments import Parser, location
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _run(name: str, arguments: Sequence[str], console: Console) -> int:
         except (BadInput, BadParameters) as error:
             _tell(console, error)
             return EXIT_BAD_INPUT
-        except StageFailed as error:
+        except (StageFailed, TransientError, CorruptObject) as error:
             _tell(console, error)
             return EXIT_FAILED
     outcome.print(Console())

@@ -32,6 +32,7 @@ from tasks import registry
 from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store
+from tasks.artifacts.verify import check_small
 from tasks.errors import TransientError
 from tasks.spec import TaskSpec
 
@@ -75,14 +76,16 @@ class FanOut:
     async def __aexit__(self, *error: Any) -> None:
         await self._open.__aexit__(*error)
 
-    async def run(self, stage: str, specs: Sequence[TaskSpec], *, gpus: int = 1) -> list[Manifest]:
+    async def run(self, stage: str, specs: Sequence[TaskSpec], *, gpus: int = 1, check: bool = False) -> list[Manifest]:
         """Finish every shard of ``specs`` and return their manifests, in order. Stages may run side by side.
 
         ``gpus`` is how many GPUs each shard gets where there are any; 0 keeps light work off them. A shard that
         fails for good stops the stage at once: the others lose at most a chunk each. One whose retries are used up
-        lets the others finish first.
+        lets the others finish first. With ``check``, shards that are reused and their inputs are compared with their
+        checksums first, as far as that is quick.
 
         Raises:
+            CorruptObject: the check found damage.
             BadInput: the launcher has no environment for a shard.
             StageFailed: a shard could not be finished.
             ValueError: there are GPUs, but fewer than a shard is to get.
@@ -94,6 +97,9 @@ class FanOut:
         self._log.info("%s: reused %d of %d shards", stage, len(done), len(wanted))
         progress = self._progress.begin(stage, shards=len(wanted), reused=len(done))
         try:
+            for spec in reusable if check else []:
+                if spec.hash in done:
+                    await asyncio.to_thread(check_small, self._store, spec)
             if todo:
                 with self._begun(progress, gpus) as running:
                     for environment in {registry.environment(spec) for spec in todo}:

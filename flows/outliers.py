@@ -93,7 +93,7 @@ async def _study(
         failures = [model.failure for model in models if model.failure]
         if not examined:
             raise _none_examined(models)
-        [report] = await fan.run("report", [plan.report_of(settings, examined, failures)], gpus=0)
+        [report] = await fan.run("report", [plan.report_of(settings, examined, failures)], gpus=0, check=True)
     return Shard(store, report.spec.path), examined, failures
 
 

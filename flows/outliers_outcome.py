@@ -25,7 +25,7 @@ async def publish(
     summary = Summary.model_validate(page.json("summary"))
     folder = f"reports/{study}-{page.manifest.spec_hash[:8]}"
     results = [await asyncio.to_thread(_copy_results, store, folder, one) for one in examined]
-    await asyncio.to_thread(store.write_bytes, f"{folder}/{REPORT}", page.file(REPORT))
+    await asyncio.to_thread(store.ensure_bytes, f"{folder}/{REPORT}", page.file(REPORT))
     outcome = Outcome(
         headline=summary.headline,
         findings=summary.findings,
@@ -45,7 +45,7 @@ async def publish(
 def _copy_results(store: Store, folder: str, one: Examined) -> str:
     """Copy a model's result file and return where it is."""
     path = f"{folder}/{one.examination.folder}/{RESULTS}"
-    store.write_bytes(path, Shard(store, one.summary.spec.path).file(RESULTS))
+    store.ensure_bytes(path, Shard(store, one.summary.spec.path).file(RESULTS))
     return store.url_of(path)
 
 

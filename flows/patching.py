@@ -155,5 +155,5 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
         inputs |= {name: [part.ref for part in parts] for name, parts in several.items() if parts}
         if saes:
             inputs["saes"] = saes.ref
-        [report] = await fan.run("report", [study.report(inputs)], gpus=0)
+        [report] = await fan.run("report", [study.report(inputs)], gpus=0, check=True)
     return Shard(store, report.spec.path)

@@ -20,7 +20,7 @@ async def publish(page: Shard, store: Store, study: str) -> Outcome:
     """Copy the report to ``reports/<study>-<hash>/report.html`` and show the findings in Prefect."""
     data = ReportData.model_validate(page.json("summary"))
     path = f"reports/{study}-{page.manifest.spec_hash[:8]}/{REPORT}"
-    await asyncio.to_thread(store.write_bytes, path, page.file(REPORT))
+    await asyncio.to_thread(store.ensure_bytes, path, page.file(REPORT))
     outcome = Outcome(
         headline=data.headline,
         findings=_strongest(data),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ from tasks.errors import TransientError
 from tasks.spec import TaskSpec
 
 RETRY_JITTER = 0.5
+
+told = logging.getLogger("tomograph.shard")
+"""What a shard warns of; the terminal shows it."""
 
 
 @dataclass
@@ -111,7 +115,10 @@ class Shard:
             async with limit:
                 async for event in launcher.follow(handle):
                     if event["event"] == "log":
-                        log.info("%s", event.get("message", ""))
+                        message = event.get("message", "")
+                        log.info("%s", message)
+                        if message.startswith("warning: "):
+                            told.warning("%s: %s", self._name, message.removeprefix("warning: "))
                     elif event["event"] == "progress":
                         running[self._spec.hash] = ShardProgress.of_event(event)
                 return await launcher.wait(handle)

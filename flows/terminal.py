@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -27,11 +28,25 @@ def shown(console: Console) -> Iterator[None]:
     run = RunProgress()
     token = watched.set(run)
     live = Live(_View(run), console=console, refresh_per_second=REFRESH_PER_SECOND)
+    log, warnings = logging.getLogger("tomograph"), _Warnings(console)
+    log.addHandler(warnings)
     try:
         with live if console.is_terminal else LogLines(run, console):
             yield
     finally:
+        log.removeHandler(warnings)
         watched.reset(token)
+
+
+class _Warnings(logging.Handler):
+    """Faults that are waited for, as soon as they are met, so that nobody looks at a run that says nothing."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(Text(record.getMessage(), "yellow"), soft_wrap=True)
 
 
 def most_telling(stages: Sequence[StageProgress], room: int) -> list[StageProgress]:

@@ -2,6 +2,9 @@
 
 Exit codes: 0 finished, 2 the input can't be used, 75 a fault that may pass (or the process was told to end),
 1 a bug.
+
+``python -m tasks verify STORE``: compare all that a store holds with its checksums. Exit codes: 0 whole, or repaired;
+1 damaged; 2 and 75 as above.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ from tasks.progress import EventHandler, Report, take_stdout
 from tasks.termination import Terminated, end_with_parent, handle_termination, ignore_termination
 
 EXIT_OK, EXIT_BUG, EXIT_BAD_INPUT, EXIT_TRANSIENT = 0, 1, 2, os.EX_TEMPFAIL
+EXIT_DAMAGED = 1
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if options.command == "verify":
+        return _verify(options.store, repair=options.repair)
     report = take_stdout()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     ours = logging.getLogger("tomograph")
     ours.setLevel(logging.INFO)
     ours.addHandler(EventHandler(report))
+    logging.getLogger("huggingface_hub").addHandler(EventHandler(report))  # says what it waits for
     for variable in THREAD_VARIABLES if options.threads else ():
         os.environ[variable] = str(options.threads)  # before the libraries that read it are loaded
     handle_termination(EXIT_TRANSIENT)
@@ -54,6 +61,37 @@ def _run(options: argparse.Namespace, report: Report) -> None:
     run_shard(store, load_spec(store, shard), runtime, report)
 
 
+def _verify(url: str, *, repair: bool) -> int:
+    """Say what is damaged, in lines; EXIT_DAMAGED if anything is, and stays."""
+    from tasks.artifacts import verify
+    from tasks.artifacts.store import Store
+    from tasks.errors import BadInput, TransientError
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    try:
+        store = Store(url)
+        found = verify.verify(store, say)
+        for one in found:
+            print(f"{one.shard}/{one.name}\t{one.problem}")
+        if not found:
+            say("every object is what its manifest promises")
+            return EXIT_OK
+        if not repair:
+            say(f"{len(found)} damaged; --repair removes them, and running the study again computes them anew")
+            return EXIT_DAMAGED
+        verify.repair(store, found)
+        say(f"{len(found)} removed; run the study again: it computes them anew, and nothing else")
+        return EXIT_OK
+    except BadInput as error:
+        say(str(error))
+        return EXIT_BAD_INPUT
+    except TransientError as error:
+        say(f"{error}; try again")
+        return EXIT_TRANSIENT
+
+
 def _fail(error: BaseException, report: Report) -> int:
     from tasks.artifacts.retry import is_transient
     from tasks.errors import BadInput
@@ -72,8 +110,12 @@ def _fail(error: BaseException, report: Report) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m tasks", description="Run one shard.")
-    run = parser.add_subparsers(required=True).add_parser("run", help="run the shard of a spec")
+    parser = Parser(prog="python -m tasks", description="Run one shard, or check what a store holds.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    verify = commands.add_parser("verify", help="read every object of a store and compare it with its checksum")
+    verify.add_argument("store", metavar="STORE", type=location, help="folder or URL, as given to --store")
+    verify.add_argument("--repair", action="store_true", help="remove what is damaged, so that it is computed anew")
+    run = commands.add_parser("run", help="run the shard of a spec")
     run.add_argument("spec", metavar="SPEC_URL", type=location, help="STORE/shards/<task>/<hash>/spec.json")
     run.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)", type=_device)
     run.add_argument("--batch-size", type=_positive, metavar="N", help="sequences in one forward pass")

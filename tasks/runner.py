@@ -74,8 +74,9 @@ def _compute(context: ShardContext, kind: TaskKind) -> Manifest:
         "notes": context.notes,
     }
     manifest = Manifest.of(context.spec, outputs, counts, run)
-    if not kind.always_run and (other := find_finished(context.store, context.spec)):
-        return other  # another writer was faster; what already depends on its manifest stays valid
+    other = find_finished(context.store, context.spec)
+    if other and (not kind.always_run or other.digest == manifest.digest):
+        return other  # of another writer, or as it was: what already depends on its manifest stays valid
     write_manifest(context.store, manifest)
     return manifest
 

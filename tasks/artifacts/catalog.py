@@ -21,7 +21,7 @@ READERS = 32
 def store_spec(store: Store, spec: TaskSpec) -> str:
     """Write a spec to its place and return its URL, which ``python -m tasks run`` takes."""
     path = f"{spec.path}/{SPEC}"
-    store.write_bytes(path, pretty_json(spec.model_dump(mode="json")))
+    store.ensure_bytes(path, pretty_json(spec.model_dump(mode="json")))
     return store.url_of(path)
 
 

@@ -137,15 +137,21 @@ def _in_words(processor: Mapping[str, str]) -> str:
     return f"{processor.get('name')} ({', '.join(rest)})"
 
 
-def _read(store: Store, path: str) -> ChunkRecord | None:
+def read_record(store: Store, path: str) -> ChunkRecord:
+    """The record at ``path``. Raises: FileNotFoundError, CorruptObject."""
+
     def parsed(data: bytes) -> ChunkRecord:
         record = parse_record(ChunkRecord, data, store.url_of(path))
         if record.checksum != record.content_checksum():
             raise CorruptObject(f"{store.url_of(path)} does not match its own checksum")
         return record
 
+    return store.read_verified(path, parsed)
+
+
+def _read(store: Store, path: str) -> ChunkRecord | None:
     try:
-        return store.read_verified(path, parsed)
+        return read_record(store, path)
     except (CorruptObject, FileNotFoundError) as error:
         log.warning("%s; the chunk is computed anew", error)
         return None

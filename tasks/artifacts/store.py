@@ -95,6 +95,15 @@ class Store:
         """Write a whole object: readers see the old one or the new one."""
         self._write(path, [data])
 
+    def ensure_bytes(self, path: str, data: bytes) -> None:
+        """Write a whole object unless it is there with this content: a store that has all may be read-only."""
+        try:
+            there = self.size(path) == len(data) and self.read_bytes(path) == data
+        except FileNotFoundError:
+            there = False
+        if not there:
+            self.write_bytes(path, data)
+
     def read_json(self, path: str) -> Any:
         """Raises: FileNotFoundError, CorruptObject."""
 

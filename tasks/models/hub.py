@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tasks.artifacts.retry import unreached
 from tasks.errors import BadInput, TransientError
 from tasks.models import files
 from tasks.models.sources import Source
@@ -85,6 +86,11 @@ def errors_of(source: Source, name: str) -> Iterator[None]:
             raise source.bad(
                 f"{name} cannot be had: not in the local cache, and HF_HUB_OFFLINE is set",
                 "download it first, or unset HF_HUB_OFFLINE",
+            ) from error
+        if why := unreached(error):  # the client has waited for it
+            raise source.bad(
+                f"the hub at {constants.ENDPOINT} can't be reached: {why}",
+                "check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 where the cache has it",
             ) from error
         raise TransientError(f"{source.location}: the hub cannot be reached ({error})") from error
     except EntryNotFoundError as error:
