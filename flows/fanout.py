@@ -111,6 +111,11 @@ class FanOut:
         progress.end("done")
         return [done[spec.hash] for spec in specs]
 
+    def tell(self, text: str) -> None:
+        """Say something that was found on the way, in the run's log and to who watches it."""
+        self._log.info("%s", text)
+        self._progress.tell(text)
+
     def stop(self, failed: str) -> None:
         """What runs is about to be cancelled since ``failed`` failed: its shards end as cancelled, not as crashed."""
         for stage in self._running:

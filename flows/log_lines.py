@@ -58,9 +58,9 @@ class LogLines:
                 told.due = now + self._every
                 if stage.reused < stage.shards:
                     reused = f", {stage.reused} of them reused" if stage.reused else ""
-                    self._say(f"{stage.name}: begins; {stage.in_shards}{reused}")
+                    self.say(f"{stage.name}: begins; {stage.in_shards}{reused}")
             if told.state != stage.state and stage.state in ("done", "failed", "skipped"):
-                self._say(f"{stage.name}: {_ended(stage)}")
+                self.say(f"{stage.name}: {_ended(stage)}")
             told.state = stage.state
             if stage.state == "running" and stage.running:
                 self._running(stage, told, now)
@@ -75,13 +75,14 @@ class LogLines:
         left = ""
         if told.first is not None and (seen := fraction - told.first[1]) > FEWEST_FOR_ESTIMATE:
             left = f", about {duration((1 - fraction) * (now - told.first[0]) / seen)} left"
-        self._say(f"{stage.name}: {stage.describe()}; {fraction:.0%} after {duration(stage.seconds)}{left}")
+        self.say(f"{stage.name}: {stage.describe()}; {fraction:.0%} after {duration(stage.seconds)}{left}")
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
             self.look(time.monotonic())
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line with the time since the run began."""
         clock = int(time.monotonic() - self._began)
         stamp = f"[{clock // 3600}:{clock // 60 % 60:02}:{clock % 60:02}]"
         self._console.print(f"{stamp} {text}", markup=False, highlight=False, soft_wrap=True)

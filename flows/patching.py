@@ -30,6 +30,7 @@ from tasks.patching.spec import (
     VerdictSettings,
     WordsSettings,
 )
+from tasks.patching.tryout import Tryout
 from tasks.sae.spec import SaeSource
 from tasks.spec import Seed
 
@@ -39,6 +40,7 @@ EXECUTION = Execution()
 STAGES = (
     "identify",
     "prepare",
+    "choices",
     "saes",
     "activations",
     "contrast",
@@ -130,6 +132,9 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
         settings = with_engine(settings, ModelInfo.model_validate(found["model_info"]), execution)
         study = plan.Plan(settings, scenario, found)
 
+        [choices] = await fan.run("choices", [study.choices()])
+        for tried in Shard(store, choices.spec.path).json("tryouts"):
+            fan.tell(Tryout.model_validate(tried).in_words())
         trained = settings.saes.kind == "train"
         saes = next(iter(await fan.run("saes", [study.train()] if trained else [])), None)
         activations = await fan.run("activations", study.activations())

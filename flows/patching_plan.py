@@ -77,6 +77,22 @@ class Plan:
     scenario: Scenario
     prepared: dict[str, Any]
 
+    def choices(self) -> TaskSpec:
+        """The scenario as it is, tried on the model."""
+        s = self.settings
+        params = kinds.ChoicesParams(
+            **self._on_model(),
+            prompts=self.scenario.prompts,
+            choices=self.prepared["choices"],
+            parser=self.scenario.parser,
+            stop_strings=self.scenario.stop,
+            max_new_tokens=s.trials.max_new_tokens,
+            temperature=s.trials.temperature,
+            top_p=s.trials.top_p,
+            min_choice_mass=s.scenario.min_choice_mass,
+        )
+        return kinds.CHOICES.spec(params, seed=s.seed)
+
     def train(self) -> TaskSpec:
         """SAEs for all layers, trained on the library's prose and the scenario's own text."""
         s, prefix = self.settings, "" if self.scenario.frame.chat else self.scenario.frame.answer_prefix

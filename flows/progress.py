@@ -117,6 +117,8 @@ class RunProgress:
     """All stages of a run, in order."""
 
     stages: dict[str, StageProgress] = field(default_factory=dict)
+    tell: Callable[[str], None] = field(default=lambda text: None)
+    """Shows a line that a stage left; set by who watches the run."""
 
     def plan(self, names: Sequence[str]) -> None:
         self.stages = {name: StageProgress(name) for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -27,11 +28,13 @@ def shown(console: Console) -> Iterator[None]:
     """Show the progress of the flow that is called inside; on a terminal live, elsewhere in lines."""
     run = RunProgress()
     token = watched.set(run)
+    lines = LogLines(run, console)
     live = Live(_View(run), console=console, refresh_per_second=REFRESH_PER_SECOND)
+    run.tell = partial(console.print, style="dim", markup=False, highlight=False) if console.is_terminal else lines.say
     log, warnings = logging.getLogger("tomograph"), _Warnings(console)
     log.addHandler(warnings)
     try:
-        with live if console.is_terminal else LogLines(run, console):
+        with live if console.is_terminal else lines:
             yield
     finally:
         log.removeHandler(warnings)

@@ -121,10 +121,11 @@ def _below(x: Tensor, limit: Tensor) -> Tensor:
     return torch.minimum(x, torch.nextafter(limit, torch.zeros_like(limit)))
 
 
-def group_probabilities(logits: Tensor, groups: list[Tensor], temperature: float, top_p: float) -> Tensor:
+def group_probabilities(logits: Tensor, groups: list[Tensor] | None, temperature: float, top_p: float) -> Tensor:
     """Mass of each group of token ids under the sampling distribution: logits [B, V] -> [B, G] float64.
 
-    At temperature 0 the mass is 1 for the group that holds the most probable token.
+    At temperature 0 the mass is 1 for the group that holds the most probable token. groups: None for every token by
+    itself, [B, V].
     """
     n = logits.shape[0]
     if temperature == 0:
@@ -133,4 +134,6 @@ def group_probabilities(logits: Tensor, groups: list[Tensor], temperature: float
     else:
         full = logits.new_full((n,), 1.0, dtype=torch.float32)
         p = distribution(logits, full * temperature, full * top_p, nucleus=top_p < 1)
+    if groups is None:
+        return p.double()
     return torch.stack([p[:, ids].double().sum(-1) for ids in groups], dim=-1)

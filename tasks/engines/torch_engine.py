@@ -108,12 +108,12 @@ class TorchEngine:
     def first_token(
         self,
         cells: Iterable[Cell],
-        groups: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[int]] | None,
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> Iterator[CellResult]:
-        """One forward pass of one token per cell, on the shared prefix."""
-        ids = [torch.tensor(group, device=self.device) for group in groups]
+        """One forward pass of one token per cell, on the shared prefix. groups: None for every token by itself."""
+        ids = None if groups is None else [torch.tensor(group, device=self.device) for group in groups]
         queue = TrialQueue(Trial(cell.id, cell.prompt, seed=0, edit=cell.edit, max_new_tokens=1) for cell in cells)
         while queue.unfinished:
             yield from self._retrying(queue, self._screen(queue, ids, temperature, top_p))
@@ -134,7 +134,7 @@ class TorchEngine:
             torch.cuda.empty_cache()
 
     def _screen(
-        self, queue: TrialQueue, groups: list[Tensor], temperature: float, top_p: float
+        self, queue: TrialQueue, groups: list[Tensor] | None, temperature: float, top_p: float
     ) -> Iterator[CellResult]:
         with torch.inference_mode():
             batch = self._batch(queue, Recorder.nothing(self.device))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks.engines.interface import Edit
-from tasks.patching.spec import Arm, TrialsParams
+from tasks.patching.seeds import trial_seed
+from tasks.patching.spec import Arm, Phase, TrialsParams
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Cell:
             return ""
         return f"L{self.layer}" if self.feature is None else f"L{self.layer}-{self.feature}"
 
+    def seed(self, run_seed: int, phase: Phase, trial: int) -> int:
+        """Seed of one of its generations."""
+        return trial_seed(run_seed, phase, self.prompt, self.condition, self.arm, self.feature_key, trial)
+
+
+def baseline(prompt: str) -> Cell:
+    """The prompt as it is, without an edit."""
+    return Cell(prompt, f"{prompt}_baseline", "baseline", None)
+
 
 def study_cells(p: TrialsParams, candidates: list[dict]) -> list[Cell]:
     """Cells of a shard, in their order.
@@ -44,7 +54,7 @@ def study_cells(p: TrialsParams, candidates: list[dict]) -> list[Cell]:
     for arm in p.arms:
         for prompt in p.prompts:
             if arm == "baseline":
-                cells.append(Cell(prompt.name, f"{prompt.name}_baseline", arm, None))
+                cells.append(baseline(prompt.name))
             elif arm == "reconstruction":
                 cells.extend(_reconstruction(p, prompt.name, candidates))
             else:

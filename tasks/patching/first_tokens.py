@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tasks.errors import BadInput
-from tasks.patching.frame import encode
+from tasks.patching.frame import decode, encode
 from tasks.patching.parser import Reader
 from tasks.patching.scenario import INVALID, Scenario
 
@@ -81,10 +81,6 @@ def _tokens_of(scenario: Scenario, tokenizer: Any, text: str) -> set[int]:
     found: set[int] = set()
     for prompt in scenario.prompts:
         before = encode(tokenizer, prompt.text, scenario.frame)
-        said = _decode(tokenizer, before)
-        found |= {t for t in likely if t is not None and _decode(tokenizer, [*before, t]) == said + text}
+        said = decode(tokenizer, before)
+        found |= {t for t in likely if t is not None and decode(tokenizer, [*before, t]) == said + text}
     return found
-
-
-def _decode(tokenizer: Any, tokens: list[int]) -> str:
-    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)

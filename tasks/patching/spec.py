@@ -44,6 +44,15 @@ class ScenarioRef(_Model):
         description="Built-in (slot_machine_advice or slot_machine_chat for instruct models, slot_machine for base "
         "models), or path or URL of a YAML file.",
     )
+    min_choice_mass: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        title="Smallest mass of the choices",
+        description="Before anything else runs, the probability that the answer begins with one of the choices' first "
+        "tokens is measured on each prompt. Below this, or where the parser reads none of the first answers, the "
+        "scenario is refused, with what would mend it. 0 lets every scenario through.",
+    )
 
 
 class ContrastSettings(_Model):
@@ -316,6 +325,19 @@ class ChoiceTokens(_Model):
     tokens: list[int]
 
 
+class ChoicesParams(_OnModel):
+    """No inputs. `frame` and `prompts` are tried without an edit, sampled as the study samples."""
+
+    prompts: list[Prompt]
+    choices: list[ChoiceTokens]
+    parser: Parser
+    stop_strings: list[str]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    min_choice_mass: float
+
+
 class ScreenParams(_OnModelWithSaes):
     """Inputs: `contrast`; `saes` if trained. Rows `start` to `stop` of table `candidates`."""
 
@@ -380,6 +402,7 @@ class WordsParams(_Model):
 
 IDENTIFY = TaskKind("patching.identify", 1, IdentifyParams, "tasks.patching.identify:run", always_run=True)
 PREPARE = TaskKind("patching.prepare", 2, PrepareParams, "tasks.patching.prepare:run")
+CHOICES = TaskKind("patching.choices", 1, ChoicesParams, "tasks.patching.choices:run")
 ACTIVATIONS = TaskKind("patching.activations", 1, ActivationsParams, "tasks.patching.activations:run")
 CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run")
 SCREEN = TaskKind("patching.screen", 1, ScreenParams, "tasks.patching.screen:run")
@@ -390,4 +413,4 @@ TRIALS = TaskKind(
 VERDICT = TaskKind("patching.verdict", 2, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")
 
-KINDS = (IDENTIFY, PREPARE, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)
+KINDS = (IDENTIFY, PREPARE, CHOICES, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)

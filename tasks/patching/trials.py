@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +14,8 @@ from tasks.engines.open import open_engine
 from tasks.models.load import load_tokenizer
 from tasks.patching.cells import Cell, study_cells
 from tasks.patching.dictionaries import sae_cache
-from tasks.patching.frame import encode
-from tasks.patching.parser import Reader, cut_at_stop
-from tasks.patching.seeds import trial_seed
+from tasks.patching.frame import encode, response
+from tasks.patching.parser import Reader
 from tasks.patching.spec import TrialsParams
 
 TRIALS_PER_CHUNK = 512
@@ -70,11 +68,7 @@ class Planned:
 def plan(p: TrialsParams, candidates: list[dict], run_seed: int) -> list[Planned]:
     """Every trial of a shard, in the order of its tables."""
     return [
-        Planned(
-            cell,
-            number,
-            trial_seed(run_seed, p.phase, cell.prompt, cell.condition, cell.arm, cell.feature_key, number),
-        )
+        Planned(cell, number, cell.seed(run_seed, p.phase, number))
         for cell in study_cells(p, candidates)
         for number in range(p.trial_start, p.trial_stop)
     ]
@@ -159,8 +153,8 @@ class _Writer:
         return pa.Table.from_pylist(rows, schema=SCHEMA)
 
     def _trial(self, one: Planned, result: TrialResult) -> dict:
-        response = self._response(result.tokens)
-        decision = self._reader.read(response, self._prompts[one.cell.prompt].fields)
+        said = response(self._tokenizer, result.tokens, self._p.stop_strings)
+        decision = self._reader.read(said, self._prompts[one.cell.prompt].fields)
         cell = one.cell
         return {
             "trial_id": one.seed,
@@ -176,7 +170,7 @@ class _Writer:
             "unit": self._unit if cell.edit else None,
             "trial": one.number,
             "seed": one.seed,
-            "response": response,
+            "response": said,
             "tokens": np.array(result.tokens, "<i4").tobytes(),
             "n_tokens": len(result.tokens),
             "finish": result.finish,
@@ -187,10 +181,6 @@ class _Writer:
             "f_before": result.f_before,
             "relative_delta": result.relative_delta,
         }
-
-    def _response(self, tokens: Iterable[int]) -> str:
-        text = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return cut_at_stop(text, self._p.stop_strings)
 
     def rows(self, planned: list[Planned], results: list[TrialResult]) -> pa.Table:
         rows = [
