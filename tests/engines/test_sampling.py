@@ -88,3 +88,4 @@ def test_group_probabilities_are_sums_of_the_distribution():
     np.testing.assert_allclose(mass[:, 0], p[:, 1] + p[:, 2], rtol=1e-6)
     greedy = group_probabilities(logits, [logits.argmax(-1)[:1]], 0.0, 1.0)
     assert greedy[0, 0] == 1.0
+    assert torch.equal(group_probabilities(logits, None, 0.7, 0.9), p.double())

@@ -20,6 +20,7 @@ class Study:
 
     store: Store
     plan: plan.Plan
+    choices: Shard
     contrast: Shard
     screen: list[Shard]
     survivors: Shard
@@ -41,6 +42,7 @@ def run_study(store: Store, settings: dict) -> Study:
 
     prepared = run(plan.prepare(checked, scenario, run(plan.identify(checked))))
     study = plan.Plan(checked, scenario, shard(prepared).json("study"))
+    choices = run(study.choices())
     saes = run(study.train()) if checked.saes.kind == "train" else None
     contrast = run(study.contrast([run(spec) for spec in study.activations()], saes))
     screen = [run(spec) for spec in study.screen(contrast, saes)]
@@ -53,6 +55,7 @@ def run_study(store: Store, settings: dict) -> Study:
     return Study(
         store,
         study,
+        shard(choices),
         shard(contrast),
         [shard(m) for m in screen],
         shard(survivors),

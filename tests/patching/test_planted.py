@@ -11,9 +11,10 @@ from scipy.stats import binom
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.engines.bank import Bank
+from tasks.patching.tryout import Tryout
 from tasks.runner import run_shard
 from tests.patching.in_process import Study, run_study
-from tests.patching.planted import LAYERS, N_TRIALS, PLANTED, PLANTED_LAYER, PROMPTS, plant
+from tests.patching.planted import LAYERS, N_TRIALS, PLANTED, PLANTED_LAYER, PREFIX, PROMPTS, plant
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,21 @@ def test_screen_and_samples_agree(study):
     for key, answers in sampled.items():
         low, high = binom.interval(1 - 0.01 / len(sampled), len(answers), min(exact[key], 1.0))
         assert low <= sum(answers) <= high, key
+
+
+def test_masses_are_the_screens_and_answers_the_first_of_the_baseline(study):
+    screen = pa.concat_tables([shard.table("screen") for shard in study.screen]).to_pylist()
+    trials = pa.concat_tables([shard.table("trials") for shard in study.trials]).to_pylist()
+    tryouts = [Tryout.model_validate(one) for one in study.choices.json("tryouts")]
+    assert [tryout.prompt for tryout in tryouts] == list(PROMPTS)
+    for tryout in tryouts:
+        [row] = [row for row in screen if row["prompt"] == tryout.prompt and row["arm"] == "baseline"]
+        assert tryout.mass == pytest.approx({"one": row["p_one"], "two": row["p_two"]}, abs=1e-5)
+        baseline = [row for row in trials if row["prompt"] == tryout.prompt and row["arm"] == "baseline"]
+        said = [(row["response"], row["choice"], row["parse_rule"]) for row in baseline[: len(tryout.answers)]]
+        assert [(answer.text, answer.choice, answer.rule) for answer in tryout.answers] == said
+        assert {token.text: token.counts_as for token in tryout.next[:2]} == {"1": "one", "2": "two"}
+        assert tryout.text == f"<s>{PROMPTS[tryout.prompt]}{PREFIX}" == "".join(tryout.tokens)
 
 
 def test_a_study_kept_in_s3_holds_the_same_as_one_on_disk(study, settings, s3_store):
