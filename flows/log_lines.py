@@ -39,6 +39,7 @@ class LogLines:
         self._began = time.monotonic()
         self._told: dict[str, _Told] = {}
         self._over = threading.Event()
+        self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> LogLines:
@@ -50,17 +51,26 @@ class LogLines:
         self._thread.join()
         self.look(time.monotonic())
 
+    def tell(self, text: str) -> None:
+        """A line that a stage left, after those about the stage itself."""
+        self.look(time.monotonic())
+        self._say(text)
+
     def look(self, now: float) -> None:
         """Tell what is new at ``now``, in seconds of the monotonic clock."""
+        with self._looking:
+            self._look(now)
+
+    def _look(self, now: float) -> None:
         for stage in list(self._run.stages.values()):
             told = self._told.setdefault(stage.name, _Told(due=now + self._every))
             if told.state == "waiting" and stage.state != "waiting":
                 told.due = now + self._every
                 if stage.reused < stage.shards:
                     reused = f", {stage.reused} of them reused" if stage.reused else ""
-                    self.say(f"{stage.name}: begins; {stage.in_shards}{reused}")
+                    self._say(f"{stage.name}: begins; {stage.in_shards}{reused}")
             if told.state != stage.state and stage.state in ("done", "failed", "skipped"):
-                self.say(f"{stage.name}: {_ended(stage)}")
+                self._say(f"{stage.name}: {_ended(stage)}")
             told.state = stage.state
             if stage.state == "running" and stage.running:
                 self._running(stage, told, now)
@@ -75,14 +85,13 @@ class LogLines:
         left = ""
         if told.first is not None and (seen := fraction - told.first[1]) > FEWEST_FOR_ESTIMATE:
             left = f", about {duration((1 - fraction) * (now - told.first[0]) / seen)} left"
-        self.say(f"{stage.name}: {stage.describe()}; {fraction:.0%} after {duration(stage.seconds)}{left}")
+        self._say(f"{stage.name}: {stage.describe()}; {fraction:.0%} after {duration(stage.seconds)}{left}")
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
             self.look(time.monotonic())
 
-    def say(self, text: str) -> None:
-        """A line with the time since the run began."""
+    def _say(self, text: str) -> None:
         clock = int(time.monotonic() - self._began)
         stamp = f"[{clock // 3600}:{clock // 60 % 60:02}:{clock % 60:02}]"
         self._console.print(f"{stamp} {text}", markup=False, highlight=False, soft_wrap=True)

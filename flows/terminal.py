@@ -30,7 +30,7 @@ def shown(console: Console) -> Iterator[None]:
     token = watched.set(run)
     lines = LogLines(run, console)
     live = Live(_View(run), console=console, refresh_per_second=REFRESH_PER_SECOND)
-    run.tell = partial(console.print, style="dim", markup=False, highlight=False) if console.is_terminal else lines.say
+    run.tell = partial(console.print, style="dim", markup=False, highlight=False) if console.is_terminal else lines.tell
     log, warnings = logging.getLogger("tomograph"), _Warnings(console)
     log.addHandler(warnings)
     try:

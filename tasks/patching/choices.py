@@ -48,7 +48,7 @@ def check(trier: Trier, tryouts: list[Tryout]) -> None:
     for tryout in tryouts:
         if tryout.total_mass < least:
             raise BadInput(
-                "scenario choices",
+                "scenario.choices",
                 {name: percent(share) for name, share in tryout.mass.items()},
                 f"on prompt {tryout.prompt!r} the answer begins with one of their first tokens with a probability of "
                 f"{percent(tryout.total_mass)}, and at least {percent(least)} is wanted; most probable are "
@@ -58,7 +58,7 @@ def check(trier: Trier, tryouts: list[Tryout]) -> None:
     for tryout in tryouts:
         if len(tryout.answers) >= FEWEST_ANSWERS and not tryout.read:
             raise BadInput(
-                "scenario parser",
+                "scenario.parser",
                 [answer.text for answer in tryout.answers[:ANSWERS_SHOWN]],
                 f"these are the first of {len(tryout.answers)} sampled answers to prompt {tryout.prompt!r}, and the "
                 "parser reads none of them as a choice",

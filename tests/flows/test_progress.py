@@ -128,6 +128,7 @@ def test_the_ui_shows_progress_and_the_shards_own_words(finished_run: tuple[str,
         return any(text in message for message in asyncio.run(read(name))[1])
 
     wait_until(lambda: logged("2 of 3 chunks are there from an earlier run"), 10, "the shard's log is in the UI")
+    assert logged("there are 3 lists of squares")
     assert logged("squares: reused 0 of 3 shards")
     assert logged("Retry 1/3 will start")
 
@@ -139,8 +140,10 @@ def test_the_terminal_shows_every_stage() -> None:
         assert run is not None
         run.plan(["squares", "sum"])
         run.begin("squares", 3, 3).end("done")
+        run.tell("what [squares] left")
         run.begin("sum", 1, 0).end("failed")
     lines = [line.split() for line in Text.from_ansi(screen.getvalue()).plain.splitlines() if line.strip()]
+    assert ["what", "[squares]", "left"] in lines
     assert lines[-2][:2] == ["✓", "squares"]
     assert lines[-2][3:] == ["3", "shards", "reused"]
     assert lines[-1][:2] == ["✗", "sum"]
@@ -154,6 +157,7 @@ def test_a_log_gets_a_line_when_a_stage_begins_and_one_when_it_ends(finished_run
     assert said == [
         "squares: begins; 3 shards",
         "squares: done after N s; 3 of 3 shards",
+        "there are 3 lists of squares",
         "sum: begins; 1 shard",
         "sum: done after N s; 1 of 1 shard",
     ]

@@ -53,7 +53,7 @@ def test_choices_without_mass_are_refused_with_the_spelling_that_has_it(planted,
     }
     with pytest.raises(BadInput, match=r"at least 2\.0 % is wanted; most probable are '[12]'") as refused:
         tried(store, planted, **one_missing)
-    assert refused.value.field == "scenario choices"
+    assert refused.value.field == "scenario.choices"
     assert "on prompt 'calm'" in refused.value.problem
     assert "list '1' among the first_tokens of 'one'" in refused.value.remedy
     assert "list '2' among the first_tokens of 'two'" in refused.value.remedy
@@ -68,7 +68,7 @@ def test_answers_that_the_parser_reads_none_of_are_refused(planted, store):
     rules = {"says_one": {"choice": "one", "pattern": "1$"}, "says_two": {"choice": "two", "pattern": "2$"}}
     with pytest.raises(BadInput, match="first of 32 sampled answers to prompt 'calm'") as refused:
         tried(store, planted, parser={"lead": "", "rules": rules})
-    assert refused.value.field == "scenario parser"
+    assert refused.value.field == "scenario.parser"
     assert len(refused.value.value) == 5
     let_through = tried(store, planted, least=0, parser={"lead": "", "rules": rules})
     assert [tryout.read for tryout in let_through] == [0, 0]
