@@ -89,7 +89,10 @@ def _better_frames(trier: Trier, prompt: Prompt, tryout: Tryout) -> list[tuple[F
     """Frames in which enough of the next token's probability is read as a choice, the best ones."""
     measured = []
     for frame in other_frames(trier.p.frame, trier.has_chat):
-        read = [token for token in trier.read_in(prompt, frame) if token.probability >= SPELLING]
+        try:
+            read = [token for token in trier.read_in(prompt, frame) if token.probability >= SPELLING]
+        except BadInput:  # a chat template that can't be used is no remedy
+            continue
         if sum(token.probability for token in read) >= max(trier.p.min_choice_mass, 2 * tryout.total_mass):
             measured.append((frame, read))
     measured.sort(key=lambda one: -sum(token.probability for token in one[1]))

@@ -67,5 +67,5 @@ def listed(tokens: Sequence[NextToken]) -> str:
 
 
 def percent(share: float) -> str:
-    """ "49 %", "0.2 %": for a terminal, with a plain space."""
-    return fmt.percent(share, 0 if share >= 0.1 else 1).replace(fmt.NBSP, " ")
+    """ "49 %", "6.9 %", "0.0042 %": for a terminal, with a plain space."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

@@ -77,6 +77,7 @@ def test_each_engine_ran_its_own_trials_and_nothing_else_twice(store: Store) -> 
     assert {task: ran.count(task) for task in set(ran)} == {
         "patching.identify": 1,
         "patching.prepare": 1,
+        "patching.choices": 1,
         "patching.activations": 1,
         "patching.contrast": 1,
         "patching.screen": 1,

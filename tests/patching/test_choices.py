@@ -51,7 +51,7 @@ def test_choices_without_mass_are_refused_with_the_spelling_that_has_it(planted,
         "choices": {"one": {"first_tokens": ["x"]}, "two": {"first_tokens": ["y"]}},
         "parser": {"lead": "", "rules": rules},
     }
-    with pytest.raises(BadInput, match=r"at least 2\.0 % is wanted; most probable are '[12]'") as refused:
+    with pytest.raises(BadInput, match=r"at least 2 % is wanted; most probable are '[12]'") as refused:
         tried(store, planted, **one_missing)
     assert refused.value.field == "scenario.choices"
     assert "on prompt 'calm'" in refused.value.problem
