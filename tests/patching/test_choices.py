@@ -38,8 +38,10 @@ def tried(
         )
     ).with_engine("torch")
     scenario = load_scenario(str(file))
-    prepared = Shard(store, run_shard(store, patching_plan.prepare(settings, scenario)).spec.path).json("study")
-    spec = patching_plan.Plan(settings, scenario, prepared).choices()
+    identity = run_shard(store, patching_plan.identify(settings))
+    prepared = run_shard(store, patching_plan.prepare(settings, scenario, identity))
+    study = patching_plan.Plan(settings, scenario, Shard(store, prepared.spec.path).json("study"))
+    spec = study.choices()
     run_shard(store, spec)
     return [Tryout.model_validate(one) for one in Shard(store, spec.path).json("tryouts")]
 
