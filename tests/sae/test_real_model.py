@@ -22,12 +22,12 @@ LAYER = 2
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load(ModelRef(dtype="bfloat16"))
+    return load(ModelRef())
 
 
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory: pytest.TempPathFactory) -> Shard:
-    model = ModelRef(dtype="bfloat16")
+    model = ModelRef()
     params = SaeTrainParams(
         model=model,
         model_fingerprint=fingerprint(model),
