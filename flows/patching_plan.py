@@ -24,9 +24,10 @@ from tasks.spec import InputRef, TaskSpec
 PROMPTS_PER_SHARD = 512
 CANDIDATES_PER_SCREEN_SHARD = 512
 
-# Trials are cut into SHARDS_WANTED pieces as long as these are of a sensible size: a shard loads the model once.
+# Trials are cut into SHARDS_WANTED pieces as long as these are of a sensible size: a shard imports torch and loads the
+# model, which takes two cores as long as a few hundred trials of a small model.
 SHARDS_WANTED = 8
-FEWEST_TRIALS_PER_SHARD = 2_048
+FEWEST_TRIALS_PER_SHARD = 4_096
 MOST_TRIALS_PER_SHARD = 16_384
 
 VALUES = 2  # low and high

@@ -28,7 +28,7 @@ def test_cuts_cover_everything_once_in_nearly_equal_pieces(total: int, pieces: i
     assert len(ranges) == min(total, pieces)
 
 
-@pytest.mark.parametrize("trials", [1, 2_048, 2_049, 20_000, 131_072, 131_073, 669_000])
+@pytest.mark.parametrize("trials", [1, 4_096, 4_097, 20_000, 131_072, 131_073, 669_000])
 def test_shards_of_trials_have_a_sensible_size(trials: int) -> None:
     pieces = trial_shards(trials)
     assert trials / pieces <= MOST_TRIALS_PER_SHARD
@@ -52,7 +52,7 @@ def test_a_small_study_is_one_shard() -> None:
 
 
 def test_one_candidate_with_many_trials_is_cut_by_trials() -> None:
-    blocks = trial_blocks(1, 8_000, cells_per_candidate=2)
+    blocks = trial_blocks(1, 16_000, cells_per_candidate=2)
     assert len(blocks) == 8
     assert {(block.start, block.stop) for block in blocks} == {(0, 1)}
 
