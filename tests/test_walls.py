@@ -74,13 +74,18 @@ def test_kinds_are_declared_without_their_code() -> None:
     assert done.stdout.split() == []
 
 
-def test_a_flow_is_imported_in_about_a_second() -> None:
-    """Processor time, best of three: the machine may be busy."""
-    program = "import flows.patching, time; print(time.process_time())"
-    seconds = []
+def test_a_flow_is_imported_in_little_more_than_prefect_takes() -> None:
+    """Processor time of the same interpreter, best of three: about a second in all where nothing else runs."""
+    program = """
+import time, prefect, prefect.client.orchestration
+prefects = time.process_time()
+import flows.patching
+print((time.process_time() - prefects) / prefects)
+"""
+    shares = []
     for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, check=True
         )
-        seconds.append(float(done.stdout))
-    assert min(seconds) < 2.0
+        shares.append(float(done.stdout))
+    assert min(shares) < 0.7
