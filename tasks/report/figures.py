@@ -9,6 +9,7 @@ markup in text.
 from __future__ import annotations
 
 import html
+import textwrap
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,8 @@ from pydantic import BaseModel, ConfigDict
 Spec = dict[str, Any]
 FONT = "var(--sans)"
 LEGEND = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
+TITLE_WIDTH = 26
+"""Characters of an axis title's line at most."""
 SYMBOLS = ("circle", "diamond", "triangle-up", "square", "cross")
 
 
@@ -56,8 +59,12 @@ def selected(key: str, option: str, default: str, hovertemplate: str = "%{text}<
 
 
 def axis(title: str, **more: Any) -> Spec:
-    """A quiet axis that cannot be dragged, so that a finger on a plot still scrolls the page."""
-    named = {"title": {"text": escape(title), "standoff": 10, "font": {"size": 12}}} if title else {}
+    """A quiet axis that cannot be dragged, so that a finger on a plot still scrolls the page.
+
+    A long title gets several lines: plotly cuts what is longer than the figure is high, or wide on a phone.
+    """
+    lines = "<br>".join(map(escape, textwrap.wrap(title, TITLE_WIDTH)))
+    named = {"title": {"text": lines, "standoff": 10, "font": {"size": 12}}} if title else {}
     return named | {
         "fixedrange": True,
         "automargin": True,

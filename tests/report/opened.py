@@ -41,3 +41,28 @@ def check_opened(html: str, opened: Opened) -> None:
     assert figures.count() == html.count('class="plot"')
     drawn = opened.page.eval_on_selector_all(".plot", "nodes => nodes.every(n => n.querySelector('svg.main-svg'))")
     assert drawn
+
+
+WIDTHS = (1280, 390)
+"""Pixels: a laptop, and a phone."""
+CUT = """() => [...document.querySelectorAll('.plot')].flatMap(plot => {
+  const box = plot.getBoundingClientRect();
+  return [...plot.querySelectorAll('[class*=title], .legend, .xtick text, .ytick text')].filter(node => {
+    const { left, right, top, bottom, width } = node.getBoundingClientRect();
+    return width && (left < box.left - 1 || right > box.right + 1 || top < box.top - 1 || bottom > box.bottom + 1);
+  }).map(node => `${plot.id}: ${node.textContent}`);
+})"""
+
+
+def check_nothing_is_cut(page: Page) -> None:
+    """On a laptop and on a phone, every title, legend and tick lies within its figure, and no bar lies over it."""
+    before = page.viewport_size
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('.plot')].every(plot => !plot.clientWidth ||"
+            " Math.abs(plot.clientWidth - plot.querySelector('.main-svg').clientWidth) < 2)"
+        )
+        assert page.evaluate(CUT) == []
+    assert page.locator(".modebar").count() == 0
+    page.set_viewport_size(before)

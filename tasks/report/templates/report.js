@@ -10,7 +10,7 @@
 
   // Figures: resolve the palette's variables, show the traces of what is selected, draw.
   const figures = parse("figures");
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage"]] };
+  const config = { responsive: true, displayModeBar: false }; // its bar lies over legends
   const options = [...document.querySelectorAll(".choices input")];
   const keyOf = (input) => input.name.slice(0, input.name.indexOf("-"));
   const chosen = Object.fromEntries(options.filter((o) => o.checked).map((o) => [keyOf(o), o.value]));
@@ -41,6 +41,12 @@
     }
   };
   draw();
+  for (const node of plots) {
+    const name = node.parentElement.querySelector("figcaption").textContent;
+    const save = element("button", "PNG", { type: "button", class: "save", "aria-label": `Save as a picture: ${name}` });
+    save.addEventListener("click", () => Plotly.downloadImage(node, { format: "png", scale: 2, filename: node.id }));
+    node.before(save);
+  }
   for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", () => draw());
 
   // One selection of a key ("choice") for all sections.

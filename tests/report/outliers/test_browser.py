@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tasks.report.numbers import NBSP
-from tests.report.opened import Opened, check_opened, open_page
+from tests.report.opened import Opened, check_nothing_is_cut, check_opened, open_page
 from tests.report.outliers.pages import Report
 from tests.report.outliers.worlds import HOSTILE, SMALL, SWEEP
 
@@ -47,6 +47,7 @@ def test_opens_offline_without_errors_or_requests(name, request, browser, tmp_pa
     report: Report = request.getfixturevalue(name)
     opened = open_page(browser, report.html, tmp_path)
     check_opened(report.html, opened)
+    check_nothing_is_cut(opened.page)
     for width in (375, 1600):
         opened.page.set_viewport_size({"width": width, "height": 900})
         opened.page.wait_for_function("w => document.documentElement.scrollWidth <= w", arg=width)
@@ -83,6 +84,14 @@ def test_one_choice_of_positions_for_the_whole_page(page):
     assert page.evaluate(drawn_later) == [False, True]
     page.locator("#m0-scale .choices label", has_text="all positions").click()
     assert page.evaluate(chosen) == [True, False]
+
+
+def test_a_figure_is_saved_as_a_picture(page):
+    page.locator("figure", has=page.locator("#m0-norms-points")).hover()
+    with page.expect_download() as saved:
+        page.locator("figure", has=page.locator("#m0-norms-points")).locator(".save").click()
+    assert saved.value.suggested_filename == "m0-norms-points.png"
+    assert saved.value.path().read_bytes().startswith(b"\x89PNG")
 
 
 def test_sizes_switch_to_active_parameters(page, sweep: Report):

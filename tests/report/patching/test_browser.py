@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tasks.report.numbers import NBSP
-from tests.report.opened import check_opened, open_page
+from tests.report.opened import check_nothing_is_cut, check_opened, open_page
 from tests.report.patching.pages import Report
 from tests.report.patching.synthetic import PROMPTS
 
@@ -27,6 +27,7 @@ def points(page, figure: str) -> list[int]:
 
 def test_opens_offline_without_errors_or_requests(report, opened):
     check_opened(report.html, opened)
+    check_nothing_is_cut(opened.page)
 
 
 @pytest.mark.parametrize("name", ["null_report", "empty_report", "unconfirmed_report"])
