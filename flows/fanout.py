@@ -65,6 +65,7 @@ class FanOut:
 
     async def __aenter__(self) -> FanOut:
         self._log = get_run_logger()
+        await asyncio.to_thread(self._store.size, "shards")  # one that can't be reached is told, and given up, now
         self._open.enter_context(ended_by_sigterm())
         if swept := await self._launcher.sweep():
             self._log.warning("stopped what a dead run had left behind: %s", ", ".join(swept))

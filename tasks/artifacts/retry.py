@@ -133,7 +133,8 @@ def persist(
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception()
-        log.warning("%s: %s; trying again for up to %.0f s", url, _in_words(error), allowed(error))
+        level = logging.WARNING if state.attempt_number == 1 else logging.INFO  # said once
+        log.log(level, "%s: %s; trying again for up to %.0f s", url, _in_words(error), allowed(error))
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),

@@ -16,6 +16,7 @@ from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
+from tasks.errors import CorruptObject
 from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import Census, labelled
 from tests.flows.toy_flow import CHECK, SQUARES, toy
@@ -39,6 +40,15 @@ def test_stages_run_and_a_second_run_starts_nothing(
     monkeypatch.setenv("TOMOGRAPH_RUNTIME_DIR", str(tmp_path / "second"))
     assert run(tmp_path, squares) == {"numbers": 4 + 5 + 6}
     assert not list((tmp_path / "second").glob("cpu-*")), "a slot was leased although everything was finished"
+
+    damaged = next((tmp_path / "shards" / "toy.squares").glob("*/*.parquet"))
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(
+        CorruptObject, match=rf"{damaged} has changed since it was written; .*verify {tmp_path} --repair"
+    ):
+        run(tmp_path, squares)
 
 
 def test_a_shard_asked_for_twice_runs_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import re
 import socket
 from typing import Any
@@ -161,6 +162,14 @@ def test_a_log_gets_a_line_when_a_stage_begins_and_one_when_it_ends(finished_run
         "sum: begins; 1 shard",
         "sum: done after N s; 1 of 1 shard",
     ]
+
+
+def test_what_is_waited_for_is_said_at_once() -> None:
+    for terminal in (True, False):
+        said = io.StringIO()
+        with shown(Console(file=said, force_terminal=terminal, width=40)):
+            logging.getLogger("tomograph.store").warning("s3://bucket/x: connection refused; trying again")
+            assert "s3://bucket/x: connection refused; trying again" in said.getvalue()
 
 
 def test_a_log_says_now_and_then_how_far_it_is_and_how_long_it_may_take() -> None:

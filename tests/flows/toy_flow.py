@@ -31,7 +31,7 @@ async def toy(
             await fan.run("check", [CHECK.spec(CheckParams(path=check))], gpus=0)
         parts = await fan.run("squares", [SQUARES.spec(params, seed=i) for i, params in enumerate(squares)])
         fan.tell(f"there are {len(parts)} lists of squares")
-        [total] = await fan.run("sum", [SUM.spec(SumParams(), {"squares": [part.ref for part in parts]})])
+        [total] = await fan.run("sum", [SUM.spec(SumParams(), {"squares": [part.ref for part in parts]})], check=True)
     return total.counts
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -206,10 +205,15 @@ def test_answers_of_the_hub(run_python, hub_server, tmp_path, repo, start, remed
     assert remedy in out
 
 
-def test_no_connection_is_worth_a_retry(run_python, tmp_path):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+@pytest.mark.parametrize(
+    ("endpoint", "why"),
+    [
+        ("http://127.0.0.1:9", "connection refused"),
+        ("http://no-such-host.invalid", "the server's name can't be resolved"),
+    ],
+)
+def test_a_hub_that_is_not_there_is_not_waited_for_again(run_python, tmp_path, endpoint, why):
+    """Its client waits 24 s by itself."""
     at_once = "import time; time.sleep = lambda seconds: None\n"  # instead of the hub client's own waits
     out = run_python(
         at_once + REPORT_ERROR.format(ref={"source": "org/any"}),
@@ -217,4 +221,6 @@ def test_no_connection_is_worth_a_retry(run_python, tmp_path):
         HF_ENDPOINT=endpoint,
         HF_HUB_OFFLINE="0",
     )
-    assert out.startswith("TransientError")
+    assert out.startswith("BadInput model.source")
+    assert f"the hub at {endpoint} can't be reached: {why}" in out
+    assert "HF_HUB_OFFLINE=1" in out
