@@ -4,6 +4,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from tasks.artifacts.store import Store
 from tasks.errors import BadInput, TransientError
 from tasks.models import remote
 from tasks.models.cache import cache_root
@@ -12,6 +13,7 @@ from tasks.models.fingerprint import fingerprint
 from tasks.models.remote import download
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelRef
+from tests.faulty_proxy import faulty_proxy
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -182,3 +184,22 @@ def test_wrong_s3_credentials_name_the_parameter(s3_url, monkeypatch):
             fingerprint(ref(f"{s3_url}/nothing"))
     finally:
         s3.clear_instance_cache()
+
+
+def test_a_file_that_is_damaged_on_the_way_is_fetched_again(s3_server, s3_url, monkeypatch):
+    s3 = fsspec.get_filesystem_class("s3")
+    weights = bytes(range(256)) * 400
+    with faulty_proxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3.clear_instance_cache()
+        try:
+            store = Store(f"{s3_url}/model")
+            store.write_bytes("config.json", b"{}")
+            store.write_bytes("model.safetensors", weights)
+            for fault in ("flip", "cut_short"):
+                proxy.spoil(1, fault, lambda request: request.startswith("GET") and "model.safetensors" in request)
+            folder = download(model_source(ref(f"{s3_url}/model")))
+            assert (folder / "model.safetensors").read_bytes() == weights
+            assert proxy.faults_left == 0
+        finally:
+            s3.clear_instance_cache()
