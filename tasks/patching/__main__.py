@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from tasks.errors import BadInput, TransientError
 from tasks.models.spec import Dtype, ModelRef
 from tasks.patching.spec import ScenarioRef, StudySettings, TrialSettings
+from tasks.places.arguments import Parser, location
 
 EXIT_OK, EXIT_BAD_INPUT, EXIT_TRANSIENT, EXIT_INTERRUPTED = 0, 2, os.EX_TEMPFAIL, 130
 
@@ -60,7 +61,7 @@ def _settings(options: argparse.Namespace) -> StudySettings:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks.patching", description="Patching studies, without a flow.")
+    parser = Parser(prog="python -m tasks.patching", description="Patching studies, without a flow.")
     trying = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "try",
         help="a scenario on a model, in seconds",
@@ -71,12 +72,17 @@ def _parser() -> argparse.ArgumentParser:
         "fault that may pass.",
     )
     model, scenario, trials = ModelRef(), ScenarioRef(), TrialSettings()
-    trying.add_argument("scenario", metavar="SCENARIO", help="built-in scenario, or path or URL of a YAML file")
     trying.add_argument(
-        "--model", default=model.source, help="Hugging Face id, folder, URL or .gguf file (default: %(default)s)"
+        "scenario", metavar="SCENARIO", type=location, help="built-in scenario, or path or URL of a YAML file"
+    )
+    trying.add_argument(
+        "--model",
+        type=location,
+        default=model.source,
+        help="Hugging Face id, folder, URL or .gguf file (default: %(default)s)",
     )
     trying.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
-    trying.add_argument("--adapter", help="LoRA adapter to merge into the model")
+    trying.add_argument("--adapter", type=location, help="LoRA adapter to merge into the model")
     trying.add_argument("--dtype", choices=get_args(Dtype), default=model.dtype, help="(default: %(default)s)")
     trying.add_argument("--temperature", type=float, default=trials.temperature, help="(default: %(default)s)")
     trying.add_argument("--top-p", type=float, default=trials.top_p, help="(default: %(default)s)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,11 +23,9 @@ import flows.__main__ as flows_command
 from flows.__main__ import FLOWS
 from flows.cli import BadParameters, parse
 from flows.deployments import flow_of
-from tasks.__main__ import _parser as tasks_parser
 from tasks.errors import BadInput
-from tasks.outliers.__main__ import _parser as outliers_parser
 from tasks.patching.load import load_scenario
-from tasks.places.arguments import location
+from tasks.places.arguments import Parser, location
 from tasks.places.credentials import CREDENTIALS
 from tests.places.spellings import SECRET, SPELLINGS
 
@@ -55,7 +54,7 @@ NO_LOCATIONS = {
 }
 """Parameters of flows that take free text which names no place that is opened."""
 
-NO_LOCATION_ARGUMENTS = {"--pool", "--name", "--image", "--secret", "--device", "--config"}
+NO_LOCATION_ARGUMENTS = {"--pool", "--name", "--image", "--secret", "--device", "--config", "--revision"}
 
 
 def schema_of(flow: str) -> dict[str, Any]:
@@ -134,9 +133,13 @@ def values(parser: argparse.ArgumentParser) -> Iterator[tuple[list[str], argpars
 
 
 def parsers() -> Iterator[argparse.ArgumentParser]:
-    yield tasks_parser()
-    yield outliers_parser()
-    yield flows_command._parser()
+    """Of every ``python -m`` command."""
+    for room in ("tasks", "flows"):
+        for path in sorted((REPOSITORY / room).rglob("__main__.py")):
+            module = path.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", ".")
+            parser = importlib.import_module(module)._parser()
+            assert isinstance(parser, Parser), f"{module}: another parser repeats what was typed"
+            yield parser
 
 
 def test_every_argument_is_a_location_or_known_to_be_none() -> None:
@@ -164,7 +167,7 @@ def test_commands_refuse_credentials(capsys: pytest.CaptureFixture[str]) -> None
                 assert "can't carry credentials" in said.err
                 assert SECRET not in said.err + said.out
                 tried += 1
-    assert tried >= 12
+    assert tried >= 20
 
 
 def test_what_is_mistyped_is_not_repeated_either(capsys: pytest.CaptureFixture[str]) -> None:
