@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,8 @@ class SlotPool:
     Who waits for slots stands at the head of a queue at each slot of the pool (its turnstile) until all that are
     wanted are free at once. Nobody takes a slot past a turnstile, so whoever wants several is not overtaken for ever
     by those who want one; who has just freed a slot goes to the end, so flows that share a machine take turns; and
-    flows with different slots don't wait for each other. Turnstiles are entered in one order everywhere, and nobody
+    flows with different slots don't wait for each other, nor for slots of which they need none: whoever stands
+    behind another at one turnstile takes what is free behind the others. Turnstiles are entered in one order everywhere, and nobody
     in front of one holds what others want, so no two flows wait for each other for good.
     """
 
@@ -137,18 +138,40 @@ class SlotPool:
         """
         if count > len(self.slots):
             raise ValueError(f"{count} of {len(self.slots)} slots were asked for")
-        turns: list[int] = []
+        turns: dict[str, int] = {}
         try:
             for name in sorted(slot.name for slot in self.slots):
-                turns.append(await _poll(partial(lock, self._folder / f"{name}.turnstile")))
+                got = await _poll(partial(self._next_turn, name, turns, count, occupant))
+                if isinstance(got, Lease):
+                    return got
+                turns[name] = got
             return await _poll(partial(self.try_lease, count, occupant))
         finally:
-            _close(turns)
+            _close(turns.values())
 
     def try_lease(self, count: int = 1, occupant: Occupant | None = None) -> Lease | None:
         """Lease ``count`` slots that are free now, or none of them."""
+        return self._lease_of(self.slots, count, occupant)
+
+    def _next_turn(
+        self, name: str, turns: Mapping[str, int], count: int, occupant: Occupant | None
+    ) -> int | Lease | None:
+        """The turnstile ``name``; or, while another stands there, a lease of slots at which nobody does."""
+        if (turn := self._turnstile(name)) is not None:
+            return turn
+        borrowed = {slot.name: self._turnstile(slot.name) for slot in self.slots if slot.name not in turns}
+        try:
+            passable = [slot for slot in self.slots if slot.name in turns or borrowed[slot.name] is not None]
+            return self._lease_of(passable, count, occupant)
+        finally:
+            _close(turn for turn in borrowed.values() if turn is not None)
+
+    def _turnstile(self, name: str) -> int | None:
+        return lock(self._folder / f"{name}.turnstile")
+
+    def _lease_of(self, slots: Sequence[Slot], count: int, occupant: Occupant | None) -> Lease | None:
         taken: list[tuple[Slot, int]] = []
-        for slot in self.slots:
+        for slot in slots:
             descriptor = lock(slot_file(self._folder, slot.name))
             if descriptor is not None:
                 taken.append((slot, descriptor))

@@ -271,6 +271,25 @@ def test_flows_with_different_gpus_do_not_wait_for_each_other() -> None:
     asyncio.run(main())
 
 
+def test_a_flow_does_not_wait_for_a_slot_that_it_does_not_need() -> None:
+    """One holds the first slot and another queues for it, with three more that nobody wants."""
+
+    async def main() -> None:
+        first, four = gpus("A"), gpus("A", "B", "C", "D")
+        held = await first.lease()
+        waiting = asyncio.create_task(first.lease())
+        await asyncio.sleep(0.1)
+        got = [await asyncio.wait_for(four.lease(), 2), await asyncio.wait_for(four.lease(2), 2)]
+        assert [lease.gpus for lease in got] == ["B", "C,D"]
+        assert not waiting.done()
+        held.release()
+        (await asyncio.wait_for(waiting, 2)).release()
+        for lease in got:
+            lease.release()
+
+    asyncio.run(main())
+
+
 def test_two_flows_that_want_two_of_three_slots_take_turns_and_both_end(tmp_path: Path) -> None:
     """And a third one whose slots overlap with theirs, named in another order."""
     log = tmp_path / "log"
