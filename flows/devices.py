@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-ctrl")
+"""What a host or container with NVIDIA's driver has: on Linux, in Windows' subsystem for it, on a Jetson."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """A GPU of this host, in the words of nvidia-smi; ``memory`` is "used / total"."""
@@ -36,7 +41,7 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str
     lock the same file. As in CUDA, a name that is not valid ends the list.
     """
     installed = [(gpu.index, gpu.uuid) for gpu in installed_gpus()]
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    visible = environ.get(VISIBLE)
     if visible is None:
         return installed
     gpus: list[tuple[str, str]] = []
@@ -46,6 +51,15 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str
         uuids = (uuid for index, uuid in installed if name == index or uuid.startswith(name))
         gpus.append((name, next(uuids, name.replace("/", "_"))))
     return gpus
+
+
+def unknown_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names in ``CUDA_VISIBLE_DEVICES`` that can't be GPUs of this host; MIG devices are not looked up."""
+    visible = visible_gpus(environ) if environ.get(VISIBLE) else []
+    known = {gpu.uuid for gpu in installed_gpus()}
+    if not known and any(map(os.path.exists, DRIVERS)):
+        return []  # a container may have GPUs and no nvidia-smi
+    return [name for name, uuid in visible if uuid not in known and not name.startswith("MIG-")]
 
 
 def available_cores() -> int:

@@ -27,13 +27,14 @@ from flows.gpus import slot_rows
 from flows.launchers.base import ShardError, ShardLost
 from flows.progress import RunProgress, StageProgress, published, watched
 from flows.shard_task import Shard, Stage, Turn, run_shard
+from flows.slots import SlotPool
 from flows.termination import ended_by_sigterm
 from tasks import registry
 from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest
 from tasks.artifacts.store import Store
 from tasks.artifacts.verify import check_small
-from tasks.errors import TransientError
+from tasks.errors import EXIT_FAILED, EXIT_TRANSIENT, BadInput, TransientError
 from tasks.spec import TaskSpec
 
 RETRY_BACKOFF_SECONDS = 2
@@ -43,21 +44,28 @@ SHORT_HASH = 8
 class StageFailed(RuntimeError):
     """A stage could not be finished; its finished shards and chunks are kept for the next run.
 
-    ``field`` is the name of what the user gave, where a shard refused that.
+    ``field`` is the name of what the user gave, where a shard refused that, and ``exit_status`` how a command ends
+    that meets this.
     """
 
-    def __init__(self, message: str, field: str | None = None) -> None:
+    def __init__(self, message: str, field: str | None = None, exit_status: int = EXIT_FAILED) -> None:
         super().__init__(message)
         self.field = field
+        self.exit_status = exit_status
 
 
 class FanOut:
-    """Runs the stages of one flow run. ``stages`` names those to come, for the picture of the progress."""
+    """Runs the stages of one flow run. ``stages`` names those to come, for the picture of the progress.
+
+    Raises:
+        BadInput: the launcher can't be reached, or has no such device.
+    """
 
     def __init__(self, store: Store, execution: Execution, stages: Sequence[str] = ()) -> None:
         self._store = store
         self._execution = execution
         self._launcher = execution.make_launcher()
+        self._slots(gpus=True)  # a GPU that is not there is refused before anything runs
         self._progress = watched.get() or RunProgress()
         self._progress.plan(stages)
         self._open = contextlib.AsyncExitStack()
@@ -87,9 +95,8 @@ class FanOut:
 
         Raises:
             CorruptObject: the check found damage.
-            BadInput: the launcher has no environment for a shard.
+            BadInput: the launcher has no environment for a shard, or fewer GPUs than it is to get.
             StageFailed: a shard could not be finished.
-            ValueError: there are GPUs, but fewer than a shard is to get.
         """
         wanted = {spec.hash: spec for spec in specs}
         reusable = [spec for spec in wanted.values() if not registry.kind(spec.task).always_run]
@@ -128,14 +135,11 @@ class FanOut:
 
     @contextlib.contextmanager
     def _begun(self, progress: StageProgress, gpus: int) -> Iterator[Stage]:
-        slots = self._launcher.slots(
-            device=self._execution.device if gpus else "cpu",
-            count=self._execution.slots,
-            threads=self._execution.threads,
-        )
+        slots = self._slots(gpus > 0)
         each = gpus if slots.device == "cuda" else 1
         if each > len(slots):
-            raise ValueError(f"shards of {progress.name} are to get {each} GPUs, and there are {len(slots)}")
+            problem = f"shards of {progress.name} are to get {each} GPUs"
+            raise BadInput("execution.slots", len(slots), problem, "raise it, or run where there are as many")
         stage = Stage(
             progress,
             self._store,
@@ -150,6 +154,11 @@ class FanOut:
             yield stage
         finally:
             self._running.remove(stage)
+
+    def _slots(self, gpus: bool) -> SlotPool:
+        settings = self._execution
+        device = settings.device if gpus else "cpu"
+        return self._launcher.slots(device=device, count=settings.slots, threads=settings.threads)
 
     async def _run(self, todo: Sequence[TaskSpec], stage: Stage) -> dict[str, Manifest]:
         """Run ``todo`` and return the manifests by hash."""
@@ -181,9 +190,11 @@ class FanOut:
                     group.create_task(run_one(number, spec, turn))
         except ExceptionGroup as failed:
             first = failed.exceptions[0]
-            raise StageFailed(str(first), first.field) if isinstance(first, ShardError) else first from None
+            if isinstance(first, ShardError):
+                raise StageFailed(str(first), first.field, first.exit_status) from None
+            raise first from None
         if lost:
-            raise StageFailed(_summary(lost, len(todo)))
+            raise StageFailed(_summary(lost, len(todo)), exit_status=EXIT_TRANSIENT)
         return done
 
 

@@ -20,7 +20,7 @@ from flows.planning import as_study
 from flows.reports import Outcome
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
-from tasks.errors import BadInput
+from tasks.errors import EXIT_FAILED, BadInput
 from tasks.outliers.spec import AblationSettings, Criteria, Site, TextSource
 from tasks.spec import LARGEST_BATCH, Seed
 
@@ -101,7 +101,11 @@ def _none_examined(models: Sequence[ModelRun]) -> Exception:
     """The error of a study in which every model failed."""
     if len(models) == 1 and models[0].error:
         return models[0].error
-    return StageFailed("\n".join(["no model could be examined", *(f"- {model.failure}" for model in models)]))
+    ends = {getattr(model.error, "exit_status", EXIT_FAILED) for model in models}
+    return StageFailed(
+        "\n".join(["no model could be examined", *(f"- {model.failure}" for model in models)]),
+        exit_status=ends.pop() if len(ends) == 1 else EXIT_FAILED,
+    )
 
 
 def _check(execution: Execution, todo: Sequence[Examination]) -> None:

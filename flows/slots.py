@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from flows.devices import available_cores, visible_gpus
+from flows.devices import VISIBLE, available_cores, unknown_gpus, visible_gpus
 from flows.locks import lock, locked, runtime_folder
 from tasks.errors import BadInput
 
@@ -225,8 +225,11 @@ def host_slots(device: str, count: int | None, threads: int | None) -> SlotPool:
     """The slots of this host for shards on ``device`` ("cpu", "cuda" or "auto"), at most ``count`` of them.
 
     Raises:
-        BadInput: there is no such device here.
+        BadInput: there is no such device here, or a GPU that was named.
     """
+    if device in ("auto", "cuda") and (unknown := unknown_gpus()):
+        problem = f"nvidia-smi shows no GPU {', '.join(unknown)} on this machine"
+        raise BadInput(VISIBLE, os.environ[VISIBLE], problem, "correct the variable, or set execution.device to 'cpu'")
     gpus = gpu_slots(count, threads) if device in ("auto", "cuda") else ()
     if device == "cuda" and not gpus:
         problem = "this machine shows no GPU (CUDA_VISIBLE_DEVICES, nvidia-smi)"

@@ -16,13 +16,13 @@ import re
 import sys
 import traceback
 
+from tasks.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRANSIENT, shown
 from tasks.places.arguments import Parser, location
 from tasks.places.credentials import hidden
 from tasks.progress import EventHandler, Report, take_stdout
 from tasks.termination import Terminated, end_with_parent, handle_termination, ignore_termination
 
-EXIT_OK, EXIT_BUG, EXIT_BAD_INPUT, EXIT_TRANSIENT = 0, 1, 2, os.EX_TEMPFAIL
-EXIT_DAMAGED = 1
+EXIT_DAMAGED = EXIT_FAILED
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -101,7 +101,7 @@ def _fail(error: BaseException, report: Report) -> int:
     elif isinstance(error, Terminated | KeyboardInterrupt) or is_transient(error):
         kind, code = "transient", EXIT_TRANSIENT
     else:
-        kind, code = "bug", EXIT_BUG
+        kind, code = "bug", EXIT_FAILED
     message = hidden(str(error)) or type(error).__name__
     trace = hidden("".join(traceback.format_exception(error)))
     field = error.field if isinstance(error, BadInput) else None
@@ -110,7 +110,12 @@ def _fail(error: BaseException, report: Report) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m tasks", description="Run one shard, or check what a store holds.")
+    parser = Parser(
+        prog="python -m tasks",
+        description="Run one shard, or check what a store holds.",
+        epilog="Exit statuses: 0 finished; 1 a bug, or damage was found; 2 the input can't be used; 75 a fault that may "
+        "pass, or it was told to end.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="read every object of a store and compare it with its checksum")
     verify.add_argument("store", metavar="STORE", type=location, help="folder or URL, as given to --store")
@@ -125,14 +130,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; use cpu, cuda or cuda:N")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no device; use cpu, cuda or cuda:N")
     return text
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no whole number from 1 to 999,999")
     return int(text)
 
 

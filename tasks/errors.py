@@ -7,11 +7,17 @@ that stored data is not what its manifest promises. Everything else is a bug.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ValidationError
 
 from tasks.places.credentials import LONGEST, hidden
+
+EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_TRANSIENT, EXIT_INTERRUPTED = 0, 1, 2, 75, 130
+"""How every command ends; 75 is EX_TEMPFAIL of sysexits.h, 130 a shell's number for Ctrl-C."""
+EXITS = (
+    "Exit statuses: 0 done, 1 failed, 2 the input can't be used, 75 a fault that may pass (try again), 130 interrupted."
+)
 
 VALUE_LENGTH_SHOWN = 200
 TEXT_LENGTH_SHOWN = 1000
@@ -37,12 +43,16 @@ def shown(value: Any) -> str:
 class BadInput(ValueError):
     """Something the user gave can't be used. Trying again changes nothing.
 
+    As every error that a command can explain, it says how the command ends (``exit_status``).
+
     Args:
         field: where the value was given, such as ``"params.trials"``.
         value: what was given; long values are cut in the message, and credentials left out.
         problem: what is wrong with it.
         remedy: what to do.
     """
+
+    exit_status: ClassVar[int] = EXIT_BAD_INPUT
 
     def __init__(self, field: str, value: Any, problem: str, remedy: str) -> None:
         super().__init__(field, value, problem, remedy)
@@ -88,6 +98,14 @@ class StoreError(BadInput):
 class TransientError(RuntimeError):
     """A fault that passes: another attempt can succeed."""
 
+    exit_status: ClassVar[int] = EXIT_TRANSIENT
+
 
 class CorruptObject(RuntimeError):
     """A stored object is missing or is not what its manifest promises."""
+
+    exit_status: ClassVar[int] = EXIT_FAILED
+
+
+EXPLAINED = (BadInput, TransientError, CorruptObject)
+"""What a command tells in its message alone, without a traceback."""

@@ -7,7 +7,6 @@ behind. Everything it runs carries labels, so that another process can find it.
 from __future__ import annotations
 
 import abc
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,10 +15,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 from flows.holders import domain, holder_lives
 from flows.slots import Lease, SlotPool
 from tasks.artifacts.catalog import split_spec_url
+from tasks.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_TRANSIENT
 from tasks.spec import TORCH
 
-EXIT_BAD_INPUT = 2
-EXIT_TRANSIENT = os.EX_TEMPFAIL
 COMMAND = ("python", "-m", "tasks")
 """What the container of a shard runs, whatever its image would."""
 SIGNALLED = 128
@@ -35,6 +33,7 @@ class ShardError(RuntimeError):
     """
 
     transient: ClassVar[bool] = False
+    exit_status: ClassVar[int] = EXIT_FAILED
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -43,6 +42,8 @@ class ShardError(RuntimeError):
 
 class ShardRejected(ShardError):
     """The shard refused its input."""
+
+    exit_status: ClassVar[int] = EXIT_BAD_INPUT
 
 
 class ShardBroken(ShardError):
@@ -53,6 +54,7 @@ class ShardLost(ShardError):
     """The shard was killed, or met a fault that passes: memory, network, a machine that went away."""
 
     transient = True
+    exit_status: ClassVar[int] = EXIT_TRANSIENT
 
 
 @dataclass(frozen=True)

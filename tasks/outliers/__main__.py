@@ -2,24 +2,23 @@
 
 ``convert OLD [NEW]`` writes one in the new layout, ``compare OLD NEW`` checks that two say the same.
 
-Exit codes: 0 done, or the same; 1 something was lost or differs; 2 the input can't be used; 75 a fault that may pass.
+Exit codes: 0 done, or the same; 1 something was lost or differs; 2 the input can't be used; 75 a fault that may pass; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 
-from tasks.errors import BadInput, TransientError
+from tasks.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TRANSIENT, EXPLAINED, shown
 from tasks.outliers.compare import SIZE_RATIO, compare
 from tasks.outliers.convert import check_target, convert, default_target, write
 from tasks.outliers.old.tally import Shares
 from tasks.outliers.spec import Criteria
 from tasks.places.arguments import Parser, location
 
-EXIT_OK, EXIT_DIFFERS, EXIT_BAD_INPUT, EXIT_TRANSIENT = 0, 1, 2, os.EX_TEMPFAIL
+EXIT_DIFFERS = EXIT_FAILED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,15 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         return options.run(options)
-    except BadInput as error:
-        _say(str(error))
-        return EXIT_BAD_INPUT
-    except TransientError as error:
-        _say(f"{error}; try again")
-        return EXIT_TRANSIENT
+    except EXPLAINED as error:
+        _say(f"{error}; try again" if error.exit_status == EXIT_TRANSIENT else str(error))
+        return error.exit_status
     except KeyboardInterrupt:
         _say("stopped; nothing was written")
-        return EXIT_TRANSIENT
+        return EXIT_INTERRUPTED
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -67,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tasks.outliers",
         description="Result files (final_analysis_results.json) of the old layout, which stored every occurrence.",
         epilog="Exit codes: 0 done, or the same; 1 something was lost or differs; 2 the input can't be used; "
-        "75 a fault that may pass.",
+        "75 a fault that may pass; 130 interrupted.",
     )
     commands = parser.add_subparsers(required=True)
     converting = commands.add_parser("convert", help="write a file of the old layout in the new one")
@@ -106,7 +102,7 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, up to 1")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no number above 0, up to 1")
     return share
 
 
