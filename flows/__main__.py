@@ -6,16 +6,26 @@ import argparse
 import asyncio
 import importlib
 import os
+import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from flows.server import DEFAULT_PORT, NO_TELEMETRY, QUIET_CONSOLE, ServerFailed, running_api_url, started_api
-from tasks.errors import BadInput, CorruptObject, TransientError
+from flows.holders import log_file
+from flows.server import (
+    DEFAULT_PORT,
+    NO_TELEMETRY,
+    QUIET_CONSOLE,
+    ServerFailed,
+    answers,
+    check_answers,
+    running_api_url,
+    started_api,
+)
+from tasks.errors import EXIT_INTERRUPTED, EXITS, shown
 from tasks.places.arguments import Parser, location
 
 if TYPE_CHECKING:
@@ -27,10 +37,6 @@ FLOWS = {
 }
 DEFAULT_STORE = "runs/store"
 DEFAULT_REPORTS_PORT = 4201
-
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -51,23 +57,28 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("[yellow]interrupted[/]; finished work is kept, the same command goes on from there")
         return EXIT_INTERRUPTED
-    except BadInput as error:
+    except Exception as error:
+        if (status := getattr(error, "exit_status", None)) is None:
+            raise  # a bug
         _tell(console, error)
-        return EXIT_BAD_INPUT
-    except ServerFailed as error:
-        _tell(console, error)
-        return EXIT_FAILED
+        return status
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 <= int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no port; use a number up to 65535")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m flows", description="Run a flow here, or serve all of them.")
+    parser = Parser(prog="python -m flows", description="Run a flow here, or serve all of them.", epilog=EXITS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, question in FLOWS.items():
         commands.add_parser(name, help=question, add_help=False)
     serving = commands.add_parser("serve", help="Prefect's UI with forms for all flows, a worker and the reports")
-    serving.add_argument("--port", type=int, default=DEFAULT_PORT, help="of the Prefect UI (default: %(default)s)")
+    serving.add_argument("--port", type=_port, default=DEFAULT_PORT, help="of the Prefect UI (default: %(default)s)")
     serving.add_argument(
-        "--reports-port", type=int, default=DEFAULT_REPORTS_PORT, help="of the report pages (default: %(default)s)"
+        "--reports-port", type=_port, default=DEFAULT_REPORTS_PORT, help="of the report pages (default: %(default)s)"
     )
     serving.add_argument(
         "--store",
@@ -118,6 +129,7 @@ def _deploy(console: Console, options: argparse.Namespace) -> int:
     api_url = running_api_url()
     if api_url is None:
         raise ServerFailed("no Prefect server is known; set PREFECT_API_URL, or start one: prefect server start")
+    check_answers(api_url)
     for name, value in {**NO_TELEMETRY, **QUIET_CONSOLE}.items():
         os.environ.setdefault(name, value)
     os.environ["PREFECT_API_URL"] = api_url  # before Prefect reads it
@@ -136,8 +148,14 @@ def _deploy(console: Console, options: argparse.Namespace) -> int:
 
 
 def _gpus() -> int:
+    from flows.dead_runs import dead_runs
     from flows.gpus import slot_rows, terminal_table
 
+    if dead_runs() and (api_url := running_api_url()) and answers(api_url):
+        os.environ["PREFECT_API_URL"] = api_url
+        from flows.dead_runs import close_dead_runs
+
+        asyncio.run(close_dead_runs())
     if rows := slot_rows():
         Console().print(terminal_table(rows))
     else:
@@ -149,11 +167,9 @@ def _run(name: str, arguments: Sequence[str], console: Console) -> int:
     """Run a flow. The server, if one has to be started, gets ready while the flow is imported."""
     if {"-h", "--help"} & set(arguments):
         _parse(name, arguments)
-    with tempfile.TemporaryDirectory() as folder, started_api(Path(folder) / "server.log") as server:
+    with started_api(log_file()) as server:
         from prefect.exceptions import TerminationSignal
 
-        from flows.cli import BadParameters
-        from flows.fanout import StageFailed
         from flows.terminal import shown
 
         try:
@@ -164,12 +180,6 @@ def _run(name: str, arguments: Sequence[str], console: Console) -> int:
                 outcome = asyncio.run(flow(**parameters))
         except TerminationSignal:  # SIGTERM, to Prefect
             raise KeyboardInterrupt from None
-        except (BadInput, BadParameters) as error:
-            _tell(console, error)
-            return EXIT_BAD_INPUT
-        except (StageFailed, TransientError, CorruptObject) as error:
-            _tell(console, error)
-            return EXIT_FAILED
     outcome.print(Console())
     return 0
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from tasks.documents import MOST_BYTES, parse_json, parse_yaml
-from tasks.errors import BadInput
+from tasks.errors import EXIT_BAD_INPUT, BadInput
 from tasks.places.arguments import Parser
 
 CONFIG = "config"
@@ -27,6 +27,8 @@ MOST_COMPLAINTS = 10
 
 class BadParameters(ValueError):
     """Parameters that the flow would refuse, one line for each."""
+
+    exit_status = EXIT_BAD_INPUT
 
 
 class _Flags(BaseSettings):

@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run as this_flow_run
 from prefect.tasks import exponential_backoff
 
+from flows.dead_runs import close_dead_runs, recorded
 from flows.execution import Execution
 from flows.gpus import slot_rows
 from flows.launchers.base import ShardError, ShardLost
@@ -75,8 +76,14 @@ class FanOut:
         self._log = get_run_logger()
         await asyncio.to_thread(self._store.size, "shards")  # one that can't be reached is told, and given up, now
         self._open.enter_context(ended_by_sigterm())
+        self._open.enter_context(recorded(str(this_flow_run.get_id())))
         if swept := await self._launcher.sweep():
             self._log.warning("stopped what a dead run had left behind: %s", ", ".join(swept))
+        try:
+            if closed := await close_dead_runs():
+                self._log.warning("runs whose process was killed are closed: %s", ", ".join(closed))
+        except Exception as error:  # of the picture, not of the work
+            self._log.warning("dead runs could not be closed: %s", error)
         self._open.push_async_callback(self._launcher.sweep, this_flow_run.get_id())
         rows = slot_rows if self._launcher.leases_this_host else None
         await self._open.enter_async_context(published(self._progress, this_flow_run.get_flow_name(), rows))

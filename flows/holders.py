@@ -16,6 +16,7 @@ from pathlib import Path
 from flows.locks import lock, make_folder, runtime_folder
 
 _FOLDER = "holders"
+_LOGS = "logs"
 _held: dict[Path, tuple[int, str, int]] = {}
 """By runtime folder: the process that locked a file there, its name, and the lock's descriptor."""
 
@@ -45,6 +46,22 @@ def holder_lives(name: str) -> bool:
         path.unlink()
     os.close(descriptor)
     return False
+
+
+def log_file() -> Path:
+    """Where this process keeps the log of what it starts; for as long as it lives, if it does not remove it."""
+    path = runtime_folder() / _LOGS / f"{holder()}.log"
+    make_folder(path.parent)
+    return path
+
+
+def remove_dead() -> None:
+    """Remove the lock files and logs of processes that were killed."""
+    for folder in (_FOLDER, _LOGS):
+        for path in (runtime_folder() / folder).glob("*.*"):
+            if not holder_lives(path.stem):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
 
 
 @cache

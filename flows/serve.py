@@ -14,11 +14,14 @@ import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
+from flows.dead_runs import close_dead_runs
 from flows.reports import Published
-from flows.server import HOST, NO_TELEMETRY, READY_SECONDS, ServerFailed, answers
+from flows.server import HOST, NO_TELEMETRY, READY_SECONDS, ServerFailed, answers, check_answers
+from tasks.errors import BadInput
 
 REPOSITORY = Path(__file__).parents[1]
 STOP_SECONDS = 20
@@ -39,6 +42,8 @@ def serve(console: Console, port: int, reports_port: int, reports: Path) -> None
     with contextlib.ExitStack() as stack:
         parts: list[subprocess.Popen[bytes]] = []
         if not answers(api_url):
+            if urlsplit(api_url).netloc != f"{HOST}:{port}":
+                check_answers(api_url)
             console.print("starting the Prefect server ...")
             parts.append(stack.enter_context(_part("server", "start", "--host", HOST, "--port", str(port))))
             _wait_until_ready(parts[0], api_url)
@@ -46,6 +51,7 @@ def serve(console: Console, port: int, reports_port: int, reports: Path) -> None
         os.environ.update(Published(reports_url, reports).as_environment())
         console.print("deploying the flows of prefect.yaml ...")
         _deploy(console)
+        asyncio.run(close_dead_runs())
         parts.append(stack.enter_context(_part("worker", "start", "--pool", POOL)))
         console.print(f"[bold]{api_url.removesuffix('/api')}/deployments[/]  run a flow from its form")
         console.print(f"[bold]{reports_url}[/]  reports ({reports})")
@@ -105,7 +111,10 @@ class _Quiet(SimpleHTTPRequestHandler):
 def _served(folder: Path, port: int) -> Iterator[str]:
     """Serve ``folder`` to this machine's browsers."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = ThreadingHTTPServer((HOST, port), functools.partial(_Quiet, directory=str(folder)))
+    try:
+        server = ThreadingHTTPServer((HOST, port), functools.partial(_Quiet, directory=str(folder)))
+    except OSError as error:
+        raise BadInput("--reports-port", port, str(error.strerror), "choose another one") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://{HOST}:{server.server_port}"

@@ -10,8 +10,10 @@ imported: about 3 s less. It ends with its parent, however the parent ends.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -22,9 +24,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tasks.errors import EXIT_TRANSIENT
+
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
 READY_SECONDS = 120
+ANSWER_SECONDS = 10
 DRAIN_SECONDS = 10
 LOG_LINES_SHOWN = 15
 
@@ -35,6 +40,8 @@ QUIET_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 
 class ServerFailed(RuntimeError):
     """The server ended, or did not answer in time."""
+
+    exit_status = EXIT_TRANSIENT
 
 
 class TemporaryServer:
@@ -50,7 +57,6 @@ class TemporaryServer:
         return f"http://{HOST}:{self.port}/api"
 
     def start(self) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(self.port)],
@@ -65,9 +71,14 @@ class TemporaryServer:
     def wait(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while not answers(self.api_url):
-            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
+            ended = self._process is None or self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                what = "ended at its start" if ended else f"did not answer within {READY_SECONDS} s"
                 last = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
-                raise ServerFailed(f"the local Prefect server did not start; {self._log} ends with:\n{last}")
+                raise ServerFailed(
+                    f"the local Prefect server {what}; correct what it says, or set PREFECT_API_URL to a server that "
+                    f"runs. Its last lines:\n{last}"
+                )
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -110,12 +121,38 @@ def _profile_api_url() -> str | None:
     return content.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
 
 
+def check_answers(api_url: str, attempts: int = 2) -> None:
+    """Refuse an API that nobody serves; one that answers anything at all is there.
+
+    Raises:
+        ServerFailed: naming the URL and what to do.
+    """
+    for left in reversed(range(attempts)):
+        try:
+            urllib.request.urlopen(f"{api_url}/health", timeout=ANSWER_SECONDS).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: no URL
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLError):
+                return  # Prefect has its own settings for certificates
+            if left:
+                time.sleep(1)
+                continue
+            raise ServerFailed(
+                f"PREFECT_API_URL = {api_url!r}: no Prefect server answers there ({reason}); start it (prefect server "
+                "start), correct the variable or Prefect's profile, or unset it: then a flow starts a server of its own"
+            ) from error
+
+
 @contextlib.contextmanager
 def started_api(log: Path) -> Iterator[TemporaryServer | None]:
     """Point ``PREFECT_API_URL`` at a running server (None), or at one that is starting: ``wait`` for it."""
     for name, value in {**NO_TELEMETRY, **QUIET_CONSOLE}.items():
         os.environ.setdefault(name, value)
     if api_url := running_api_url():
+        check_answers(api_url)
         os.environ["PREFECT_API_URL"] = api_url
         yield None
         return
@@ -126,6 +163,7 @@ def started_api(log: Path) -> Iterator[TemporaryServer | None]:
         yield server
     finally:
         server.stop()
+        log.unlink(missing_ok=True)
 
 
 def free_port() -> int:

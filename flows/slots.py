@@ -114,9 +114,9 @@ class SlotPool:
     Who waits for slots stands at the head of a queue at each slot of the pool (its turnstile) until all that are
     wanted are free at once. Nobody takes a slot past a turnstile, so whoever wants several is not overtaken for ever
     by those who want one; who has just freed a slot goes to the end, so flows that share a machine take turns; and
-    flows with different slots don't wait for each other, nor for slots of which they need none: whoever stands
-    behind another at one turnstile takes what is free behind the others. Turnstiles are entered in one order everywhere, and nobody
-    in front of one holds what others want, so no two flows wait for each other for good.
+    flows with different slots don't wait for each other. Who stands behind another at one turnstile takes what is free
+    behind those at which nobody stands. Turnstiles are entered in one order everywhere, and nobody in front of one
+    holds what others want, so no two flows wait for each other for good.
     """
 
     def __init__(self, slots: Sequence[Slot], folder: Path | None = None) -> None:

@@ -2,7 +2,8 @@
 
 ``convert OLD [NEW]`` writes one in the new layout, ``compare OLD NEW`` checks that two say the same.
 
-Exit codes: 0 done, or the same; 1 something was lost or differs; 2 the input can't be used; 75 a fault that may pass; 130 interrupted.
+Exit codes: 0 done, or the same; 1 something was lost or differs; 2 the input can't be used; 75 a fault that may pass;
+130 interrupted.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from flows.cli import BadParameters, parse
 from flows.outliers import outliers
 from flows.outliers_plan import SweepModel
 from flows.patching import DEFAULTS, EXECUTION, patching
+from flows.server import free_port
 from tasks.errors import BadInput
 from tasks.patching.spec import TrialSettings
 from tests.flows.fake_gpus import write_nvidia_smi
@@ -231,6 +232,26 @@ def test_an_engine_that_is_not_there_is_refused_before_any_shard(prefect_server:
     assert not (tmp_path / "store").exists()
 
 
+def test_a_dead_server_is_named_in_one_message() -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    for command in ("outliers", "deploy"):
+        done = run(command, PREFECT_API_URL=url)
+        assert done.returncode == 75
+        assert done.stderr.startswith(f"PREFECT_API_URL = '{url}': no Prefect server answers there (")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_shard(
+    prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nvidia_smi(tmp_path, monkeypatch, "0, GPU-aaaa")
+    done = run("outliers", "--store", str(tmp_path / "store"), CUDA_VISIBLE_DEVICES="0,7")
+    assert done.returncode == 2
+    assert "CUDA_VISIBLE_DEVICES = '0,7': nvidia-smi shows no GPU 7 on this machine" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
 def test_without_a_server_a_temporary_one_is_started_and_ended(tmp_path: Path) -> None:
     """To the first shard, which refuses the model: proof that a flow ran."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -252,7 +273,7 @@ def test_without_a_server_a_temporary_one_is_started_and_ended(tmp_path: Path) -
         timeout=180,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2, "as if it had been refused before anything ran"
     assert "prepare 1/1" in done.stderr
     assert "refused its input" in done.stderr
     assert "Traceback" not in done.stderr

@@ -23,6 +23,7 @@ from tasks.patching.load import load_scenario
 from tasks.patching.spec import SCREEN, StudySettings
 from tasks.registry import environment
 from tasks.spec import TaskSpec
+from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.interpreters import make_environment
 from tests.toy_tasks import KINDS, WhereParams
 
@@ -45,8 +46,9 @@ def nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def a_gpu(nothing: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def a_gpu(nothing: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a machine with a GPU shows to a flow, which itself never opens one."""
+    write_nvidia_smi(tmp_path, monkeypatch, "0, GPU-aaaa")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import ServerFailed, TemporaryServer, answers, running_api_url
+from flows.server import ServerFailed, TemporaryServer, answers, check_answers, free_port, running_api_url
 from tests.flows.processes import wait_until, with_environment
 
 OWNER = """
@@ -44,6 +44,14 @@ def test_a_server_that_cannot_start_shows_its_log(tmp_path: Path, monkeypatch: p
             server.wait()
     finally:
         server.stop()
+
+
+def test_an_api_that_nobody_serves_is_named(prefect_server: str) -> None:
+    for url in (f"http://127.0.0.1:{free_port()}/api", "http://nowhere.invalid/api", "nonsense"):
+        with pytest.raises(ServerFailed, match=f"PREFECT_API_URL = '{url}': no Prefect server answers there"):
+            check_answers(url, attempts=1)
+    check_answers(prefect_server)
+    check_answers(f"{prefect_server}/of/someone")
 
 
 def test_the_api_of_the_environment_comes_first(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

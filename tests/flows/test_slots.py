@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from flows import slots
-from flows.devices import visible_gpus
+from flows.devices import unknown_gpus, visible_gpus
 from flows.locks import lock
-from flows.slots import Slot, SlotPool, cpu_slots, gpu_slots
+from flows.slots import Slot, SlotPool, cpu_slots, gpu_slots, host_slots
+from tasks.errors import BadInput
 from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import wait_until
 
@@ -169,6 +170,17 @@ def test_two_names_of_one_gpu_are_one_slot(tmp_path: Path, monkeypatch: pytest.M
     assert lease is not None
     assert by_uuid.try_lease() is None
     lease.release()
+
+
+def test_gpus_that_cannot_be_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nvidia_smi(tmp_path, monkeypatch, "0, GPU-aaaa")
+    for visible, unknown in (("0", []), ("GPU-a", []), ("MIG-1", []), ("", []), ("0,7,GPU-b", ["7", "GPU-b"])):
+        assert unknown_gpus({"CUDA_VISIBLE_DEVICES": visible}) == unknown
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert host_slots("cpu", 1, 1).device == "cpu"
+    for device in ("auto", "cuda"):
+        with pytest.raises(BadInput, match="nvidia-smi shows no GPU 7"):
+            host_slots(device, 1, 1)
 
 
 def test_no_gpus_without_a_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
