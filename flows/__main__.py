@@ -25,7 +25,7 @@ from flows.server import (
     running_api_url,
     started_api,
 )
-from tasks.errors import EXIT_INTERRUPTED, EXITS, shown
+from tasks.errors import EXIT_INTERRUPTED, EXITS, BadInput, shown
 from tasks.places.arguments import Parser, location
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tasks.artifacts.catalog import finished
 from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
-from tasks.errors import CorruptObject
+from tasks.errors import BadInput, CorruptObject
 from tests.flows.fake_gpus import write_nvidia_smi
 from tests.flows.processes import Census, labelled
 from tests.flows.toy_flow import CHECK, SQUARES, toy
@@ -135,7 +135,7 @@ def test_stages_side_by_side_share_the_slots_and_fail_on_their_own(tmp_path: Pat
     assert census.most == 2
 
 
-@pytest.mark.parametrize(("gpus", "says"), [(2, "to get 2 GPUs, and there are 1"), (1, None)])
+@pytest.mark.parametrize(("gpus", "says"), [(2, "execution.slots = 1: shards of squares are to get 2 GPUs"), (1, None)])
 def test_more_gpus_than_there_are_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, says: str | None
 ) -> None:
@@ -147,7 +147,7 @@ def test_more_gpus_than_there_are_is_an_error(
         async with FanOut(Store(tmp_path), Execution(device="cuda")) as fan:
             await fan.run("squares", [SQUARES.spec(NOW)], gpus=gpus)
 
-    expected = pytest.raises(ValueError, match=says) if says else pytest.raises(StageFailed, match=r"torch .* sees 0")
+    expected = pytest.raises(BadInput, match=says) if says else pytest.raises(StageFailed, match=r"torch .* sees 0")
     with expected:
         asyncio.run(one())
 
