@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m tasks",
         description="Run one shard, or check what a store holds.",
-        epilog="Exit statuses: 0 finished; 1 a bug, or damage was found; 2 the input can't be used; 75 a fault that may "
-        "pass, or it was told to end.",
+        epilog="Exit statuses: 0 finished; 1 a bug, or damage was found; 2 the input can't be used; 75 a fault that "
+        "may pass, or it was told to end.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     verify = commands.add_parser("verify", help="read every object of a store and compare it with its checksum")
