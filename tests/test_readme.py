@@ -12,29 +12,17 @@ from flows.cli import parse
 from flows.patching import patching
 from tasks.patching.group_prompts import contrast_prompts
 from tasks.patching.load import load_scenario
-from tasks.patching.parser import Reader
-from tasks.patching.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 YAML_BLOCKS = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.fixture
-def scenario(tmp_path: Path) -> Scenario:
-    """The README's own scenario, with its two files of prompts beside it."""
+def test_the_scenario_of_the_readme_is_the_one_that_is_shipped():
     [block] = YAML_BLOCKS
-    (tmp_path / "wary.txt").write_text("A stranger asks for money.\nA stranger sells a watch.\n")
-    (tmp_path / "trusting.txt").write_text("A friend offers help.\nA neighbour brings soup.\n")
-    (tmp_path / "trust.yaml").write_text(block)
-    return load_scenario(str(tmp_path / "trust.yaml"))
-
-
-def test_the_scenario_of_the_readme_is_one(scenario):
-    assert len(contrast_prompts(scenario.contrast, 10, seed=0)) == 4
-    reader = Reader(scenario.parser)
-    answers = {"A) Yes": "accept", " B": "refuse", "Absolutely": "invalid", "": "invalid"}
-    assert {text: reader.read(text, {}).choice for text in answers} == answers
+    shipped = ROOT / "docs" / "trust" / "trust.yaml"
+    assert block == shipped.read_text()
+    assert len(contrast_prompts(load_scenario(str(shipped)).contrast, 100, seed=0)) == 48
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy" / "studies").glob("*.yaml")), ids=lambda p: p.stem)
