@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tasks.errors import BadInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+DATE = datetime(2024, 7, 26)
+"""What Llama 3's templates say where no clock is given to them."""
 
 
 def render(
@@ -22,6 +26,7 @@ def render(
 
     chat: `text` is a user's message, after `system` if given, and the answer comes next. The template writes its
     own special tokens, so the tokenizer adds none (a second beginning-of-text token changes results).
+    A template that writes the day's date gets `DATE`, so that a prompt is the same on every day.
     Without chat, the tokenizer adds the special tokens it adds by default.
 
     Raises BadInput, of `field`, for a model without a chat template, a template that fails, and one that leaves a
@@ -56,7 +61,9 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str, system: str | None, f
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, strftime_now=DATE.strftime
+        )
     except Exception as error:  # of any kind: a template is a program that came with the model
         remedy = "correct it in the model's folder, or leave chat out"
         if system is not None:

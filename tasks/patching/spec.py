@@ -403,12 +403,12 @@ class WordsParams(_Model):
 IDENTIFY = TaskKind("patching.identify", 1, IdentifyParams, "tasks.patching.identify:run", always_run=True)
 PREPARE = TaskKind("patching.prepare", 2, PrepareParams, "tasks.patching.prepare:run")
 CHOICES = TaskKind("patching.choices", 1, ChoicesParams, "tasks.patching.choices:run")
-ACTIVATIONS = TaskKind("patching.activations", 1, ActivationsParams, "tasks.patching.activations:run")
+ACTIVATIONS = TaskKind("patching.activations", 2, ActivationsParams, "tasks.patching.activations:run")
 CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run")
-SCREEN = TaskKind("patching.screen", 1, ScreenParams, "tasks.patching.screen:run")
+SCREEN = TaskKind("patching.screen", 2, ScreenParams, "tasks.patching.screen:run")
 SURVIVORS = TaskKind("patching.survivors", 2, SurvivorsParams, "tasks.patching.survivors:run")
 TRIALS = TaskKind(
-    "patching.trials", 1, TrialsParams, "tasks.patching.trials:run", environment=lambda params: params.engine
+    "patching.trials", 2, TrialsParams, "tasks.patching.trials:run", environment=lambda params: params.engine
 )
 VERDICT = TaskKind("patching.verdict", 2, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")

@@ -166,8 +166,16 @@ def _folders(fs: AbstractFileSystem, root: str, pattern: str, marker: str) -> li
     if has_magic(wanted):
         found = list(matching(fs, root, wanted))
     else:
-        found = [wanted] if fs.isfile(_join(root.rstrip("/"), wanted)) else []
+        found = [wanted] if _is_file(fs, _join(root.rstrip("/"), wanted)) else []
     return sorted(_parent(path, marker) for path in found)
+
+
+def _is_file(fs: AbstractFileSystem, path: str) -> bool:
+    """Raises what the filesystem does, other than its own `isfile`, which takes every failure for a no."""
+    try:
+        return fs.info(path)["type"] == "file"
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _fresh_info(fs: AbstractFileSystem, path: str) -> dict[str, Any]:

@@ -44,6 +44,12 @@ def test_chat_without_a_template_and_system_without_chat_are_refused():
         render(tokenizer, "x", chat=True)
 
 
+def test_a_prompt_does_not_depend_on_the_day(tokenizer):
+    dated = tiny_tokenizer()
+    dated.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    assert "26 Jul 2024" in dated.decode(render(dated, "Bet $10", chat=True))
+
+
 MESSAGES = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}\n{% endfor %}"
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message here') }}{% endif %}"
 DROPS_SYSTEM = "{% for m in messages if m['role'] != 'system' %}<|user|>{{ m['content'] }}\n{% endfor %}"
