@@ -104,7 +104,7 @@ def secret_values(names: Sequence[str], pools: Collection[str]) -> dict[str, str
             problem = f"secrets are for the work pool {PROCESS_POOL}"
             raise BadInput("--secret", shown, problem, "a cluster has them in its Secret tomograph-credentials")
         if not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*", name):
-            problem = "the name of a variable is wanted; its value comes from the environment"
+            problem = "this is no name of a variable; the value comes from the environment"
             raise BadInput("--secret", shown, problem, "write it like AWS_ACCESS_KEY_ID")
         if not os.environ.get(name):
             raise BadInput("--secret", shown, "this environment variable is not set", f"set {name} for this command")
