@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 
 from tasks.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRANSIENT, shown
 from tasks.places.arguments import Parser, location
@@ -24,6 +25,9 @@ from tasks.termination import Terminated, end_with_parent, handle_termination, i
 
 EXIT_DAMAGED = EXIT_FAILED
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+SPINS = "1000"
+"""How often an idle thread looks for work before it sleeps: what GNU's OpenMP takes itself where there are more threads
+than processors. Its usual 300,000 burn most of a machine that has other work, too."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     ours.setLevel(logging.INFO)
     ours.addHandler(EventHandler(report))
     logging.getLogger("huggingface_hub").addHandler(EventHandler(report))  # says what it waits for
-    for variable in THREAD_VARIABLES if options.threads else ():
-        os.environ[variable] = str(options.threads)  # before the libraries that read it are loaded
+    os.environ |= thread_settings(options.threads, os.environ)  # before the libraries that read them are loaded
     handle_termination(EXIT_TRANSIENT)
     if options.exit_with_parent:
         end_with_parent()
@@ -47,6 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         ignore_termination()
         return _fail(error, report)
     return EXIT_OK
+
+
+def thread_settings(threads: int | None, environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables for so many threads (None: as the libraries choose); how they wait is the user's to say."""
+    counts = {} if threads is None else dict.fromkeys(THREAD_VARIABLES, str(threads))
+    chosen = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(environment)
+    return counts if chosen else counts | {"GOMP_SPINCOUNT": SPINS}
 
 
 def _run(options: argparse.Namespace, report: Report) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.__main__ import SPINS, thread_settings
 from tasks.artifacts.catalog import find_finished, store_spec
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
@@ -314,3 +315,10 @@ def _kill_after(process: subprocess.Popen[str], seconds: float) -> int:
     process.kill()
     process.communicate()
     return process.returncode
+
+
+def test_idle_threads_sleep_soon_unless_the_user_says_how_they_wait() -> None:
+    assert thread_settings(None, {}) == {"GOMP_SPINCOUNT": SPINS}
+    assert thread_settings(3, {})["OMP_NUM_THREADS"] == "3"
+    assert "GOMP_SPINCOUNT" not in thread_settings(3, {"OMP_WAIT_POLICY": "active"})
+    assert "GOMP_SPINCOUNT" not in thread_settings(3, {"GOMP_SPINCOUNT": "7"})
