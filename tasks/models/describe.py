@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.models import gguf_header, hub, remote
-from tasks.models.files import CONFIG
+from tasks.models.files import CONFIG, damaged, without_config
 from tasks.models.sources import Source, model_source
 from tasks.models.spec import ModelInfo, ModelRef
 
@@ -16,6 +16,9 @@ _NAMES = {
     "d_model": ("hidden_size", "n_embd", "d_model", "n_embed"),
     "vocab_size": ("vocab_size",),
 }
+_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
+_HEAD_WIDTHS = ("head_dim", "kv_channels", "attention_head_size", "kv_lora_rank", "qk_head_dim")
+_CORRECT = f"correct {CONFIG}, or give the model as it was published"
 _MAX_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
 
 
@@ -29,13 +32,19 @@ def describe(ref: ModelRef) -> ModelInfo:
             text = hub.fetch(source, CONFIG).read_bytes()
         case "folder":
             text = _config_of_folder(source)
+            if problem := damaged(Path(source.location)):
+                raise source.bad(f"its weights cannot be loaded: {problem}", "download it again")
         case "url":
             text = remote.read(source, CONFIG)
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise source.bad(f"its {CONFIG} is not JSON ({error})", "check the files") from error
-    return _from_config(source, config)
+    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+        raise source.bad(f"its {CONFIG} holds no settings", "check the files")
+    info = _from_config(source, config)
+    _check_heads(source, config.get("text_config", config), info)
+    return info
 
 
 def _from_config(source: Source, config: dict[str, Any]) -> ModelInfo:
@@ -46,12 +55,41 @@ def _from_config(source: Source, config: dict[str, Any]) -> ModelInfo:
     if None in sizes.values():
         sizes = _sizes_with_defaults(source, config)
     architectures = config.get("architectures") or [None]
-    return ModelInfo(
-        model_type=config["model_type"],
-        architecture=architectures[0],
-        max_positions=next((text[name] for name in _MAX_POSITIONS if text.get(name)), None),
-        **sizes,
-    )
+    try:
+        info = ModelInfo(
+            model_type=config["model_type"],
+            architecture=architectures[0],
+            max_positions=next((text[name] for name in _MAX_POSITIONS if text.get(name)), None),
+            **sizes,
+        )
+    except (ValueError, KeyError, TypeError) as error:  # pydantic's is a ValueError
+        raise source.bad(
+            f"its {CONFIG} has values of other types than these fields have ({error})", _CORRECT
+        ) from error
+    for name, value in info:
+        if isinstance(value, int) and not 0 < value < 2**31:
+            raise source.bad(f"its {CONFIG} makes {name} {value}", _CORRECT)
+    return info
+
+
+def _check_heads(source: Source, text: dict[str, Any], info: ModelInfo) -> None:
+    """The counts of attention heads must divide what they divide; else a model breaks where it is first run."""
+    name = next((name for name in _HEADS if name in text), None)
+    if name is None or isinstance(text[name], list):
+        return
+    heads, groups = text[name], text.get("num_key_value_heads")
+    if type(heads) is not int or heads < 1:
+        raise source.bad(f"its {CONFIG} has {name} = {heads!r}, which is no number of heads", _CORRECT)
+    if not any(text.get(width) for width in _HEAD_WIDTHS) and info.d_model % heads:
+        raise source.bad(
+            f"its {CONFIG} has {name} = {heads}, which does not divide the width of the model, {info.d_model}", _CORRECT
+        )
+    if groups is None or isinstance(groups, list):
+        return
+    if type(groups) is not int or groups < 1 or heads % groups:
+        raise source.bad(
+            f"its {CONFIG} has num_key_value_heads = {groups!r}, which does not divide {name} = {heads}", _CORRECT
+        )
 
 
 def _sizes_with_defaults(source: Source, config: dict[str, Any]) -> dict[str, int]:
@@ -71,4 +109,4 @@ def _config_of_folder(source: Source) -> bytes:
     try:
         return (Path(source.location) / CONFIG).read_bytes()
     except FileNotFoundError as error:
-        raise source.bad(f"the folder has no {CONFIG}", "give a model in transformers format") from error
+        raise source.bad(f"the folder has no {CONFIG}", without_config(Path(source.location))) from error

@@ -28,6 +28,9 @@ SETTINGS = (
 SAFETENSORS = ("*.safetensors", "*.safetensors.index.json")
 PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+"""Files any of which makes a tokenizer."""
+
 IGNORED_PREFIXES = (".", "consolidated")
 """Hidden files, and the second copy of the weights that Mistral publishes."""
 
@@ -46,6 +49,41 @@ def gguf_parts(name: str) -> list[str]:
 def missing_part(name: str, count: int) -> tuple[str, str]:
     """Problem and remedy where the part `name` of `count` is not beside the others."""
     return f"is split into {count} files, of which {name} is missing", "put all parts beside each other"
+
+
+def without_config(folder: Path) -> str:
+    """What to give instead of a folder that has no configuration of a model."""
+    names = sorted(path.name for path in folder.iterdir())
+    if gguf := [name for name in names if name.lower().endswith(".gguf")]:
+        return f"name a GGUF file in it: {folder / gguf[0]}"
+    if ADAPTER_CONFIG in names:
+        return "it is an adapter: give it as model.adapter, and as model.source the model that it was trained on"
+    return "give a model in transformers format"
+
+
+def bad_pickle(name: str) -> tuple[str, str]:
+    """Problem and remedy for weights that can't be unpickled: what else a pickle does, it does to this machine."""
+    return f"its pickled weights {name} are damaged or hold more than tensors", "give the weights as safetensors"
+
+
+def damaged(folder: Path) -> str | None:
+    """What is wrong with a safetensors file of `folder`, by its header and its size: it was cut off, or is none."""
+    for name in weights(path.name for path in folder.iterdir()):
+        path = folder / name
+        if not name.endswith(".safetensors") or not path.is_file():
+            continue
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(length) if length <= size else b""
+        try:
+            tensors = [value["data_offsets"][1] for key, value in json.loads(header).items() if key != "__metadata__"]
+            end = 8 + length + max(tensors, default=0)
+        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+            return f"{name} has no header of safetensors"
+        if size != end:
+            return f"{name} has {size} bytes and should have {end}"
+    return None
 
 
 def relevant(names: Iterable[str]) -> list[str]:

@@ -18,12 +18,15 @@ from tasks.models.spec import ModelRef
 _GGUF = 2
 """How GGUF files are read. Raised whenever a file comes to mean other weights or tokens."""
 
+_LORA = 2
+"""How adapters are merged. Raised whenever one comes to mean another model."""
+
 
 def fingerprint(ref: ModelRef) -> str:
-    """Like "hub-3c1b...", "folder-9af0...", "gguf2-77aa...+folder-02d1..." (with an adapter)."""
+    """Like "hub-3c1b...", "folder-9af0...", "gguf2-77aa...+lora2-folder-02d1..." (with an adapter)."""
     model = source_fingerprint(model_source(ref))
     adapter = adapter_source(ref)
-    return model if adapter is None else f"{model}+{source_fingerprint(adapter, files.ADAPTER_CONFIG)}"
+    return model if adapter is None else f"{model}+lora{_LORA}-{source_fingerprint(adapter, files.ADAPTER_CONFIG)}"
 
 
 def source_fingerprint(source: Source, config: str = files.CONFIG) -> str:

@@ -38,14 +38,21 @@ def snapshot(source: Source, with_weights: bool = True) -> Path:
 
     Its weights may be incomplete when the hub cannot be reached and the cache holds a part of them.
     """
+    if not with_weights:
+        return settings(source, files.CONFIG)
     commit = commit_of(fetch(source, files.CONFIG))
     with errors_of(source, "its files"):
-        if not with_weights:
-            return _download(source, commit, files.SETTINGS)
         folder = _download(source, commit, (*files.SETTINGS, *files.SAFETENSORS))
         if not files.weights(path.name for path in folder.iterdir()):
             folder = _download(source, commit, files.PICKLED)
     return folder
+
+
+def settings(source: Source, name: str) -> Path:
+    """Folder with the configuration and the tokenizer beside the file `name`, of one commit."""
+    commit = commit_of(fetch(source, name))
+    with errors_of(source, "its files"):
+        return _download(source, commit, files.SETTINGS)
 
 
 def _download(source: Source, commit: str, patterns: tuple[str, ...]) -> Path:

@@ -103,6 +103,13 @@ def verify(model: PreTrainedModel, layout: Layout) -> None:
             hook.remove()
     if hidden_states is None or len(hidden_states) != layout.n_layers + 1 or len(captured) != layout.n_layers:
         raise _unknown(model, "does not report one hidden state per block")
+    if not all(state.isfinite().all() for state in captured):
+        raise BadInput(
+            "model.dtype",
+            str(captured[0].dtype).removeprefix("torch."),
+            "the model's residual stream overflows to NaN or infinity on three tokens",
+            "use dtype bfloat16 or float32",
+        )
     for layer, (ours, theirs) in enumerate(zip(captured[:-1], hidden_states[1:-1], strict=True)):
         if not torch.equal(ours, theirs):
             raise _unknown(model, f"returns something else than the residual stream from block {layer}")

@@ -5,19 +5,21 @@ Attention is transformers' default for the architecture: scaled_dot_product_atte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
 import transformers
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,11 +28,12 @@ from transformers import (
 from tasks.errors import TransientError
 from tasks.models import adapter, gguf_weights, hub, remote
 from tasks.models.cache import build_once
-from tasks.models.files import missing, weights
+from tasks.models.files import bad_pickle, damaged, missing, weights
 from tasks.models.fingerprint import fingerprint
 from tasks.models.layout import Layout, computes_on, verify
 from tasks.models.placement import Placement, is_split, placement, spread
 from tasks.models.quantization import compute_dtype, stays_quantized
+from tasks.models.quantization import method as quantization_method
 from tasks.models.scratch import Scratch
 from tasks.models.sources import Source, adapter_source, model_source
 from tasks.models.spec import Dtype, ModelRef
@@ -84,7 +87,7 @@ def load(
     if lora is not None:
         lora_folder = adapter.local_folder(lora)
         adapter.check_fits(lora, lora_folder, config)
-    tokenizer = _tokenizer(source, folder)
+    tokenizer = _tokenizer_of(source, folder, lora, lora_folder)
 
     dtype = compute_dtype(config, getattr(torch, ref.dtype))
     stored = _weight_bytes(folder) if stays_quantized(source, config) else None
@@ -95,6 +98,7 @@ def load(
     if lora is not None and is_split(where):  # merging needs the weights in one place
         folder, lora = local_folder(ref), None
     model = _weights(source, folder, config, dtype, where)
+    _check_finite(source, model)
     if lora is not None:
         model = adapter.merge(lora, lora_folder, model)
     model = model.eval().requires_grad_(False)
@@ -105,18 +109,23 @@ def load(
 
 
 def load_tokenizer(ref: ModelRef) -> PreTrainedTokenizerBase:
-    """The tokenizer alone, without fetching weights (of a GGUF file: after its one conversion). Raises like `load`."""
+    """The tokenizer alone, without fetching the model's weights (of a GGUF file: after its one conversion).
+
+    An adapter's own tokenizer wins, and the adapter is checked against the model's configuration. Raises like `load`.
+    """
+    source, lora = model_source(ref), adapter_source(ref)
+    folder = _settings(source, ref.dtype)
+    lora_folder = None
+    if lora is not None:
+        lora_folder = adapter.local_folder(lora)
+        adapter.check_fits(lora, lora_folder, _config(source, folder))
+    return _tokenizer_of(source, folder, lora, lora_folder)
+
+
+def load_config(ref: ModelRef) -> PretrainedConfig:
+    """The configuration alone, as `load_tokenizer`; an adapter changes nothing in it but the vocabulary's size."""
     source = model_source(ref)
-    match source.kind:
-        case "hub":
-            folder = hub.snapshot(source, with_weights=False)
-        case "url":
-            folder = remote.download(source, with_weights=False)
-        case "folder":
-            folder = Path(source.location)
-        case _:
-            folder = _folder(source, ref.dtype)
-    return _tokenizer(source, folder)
+    return _config(source, _settings(source, ref.dtype))
 
 
 def local_folder(ref: ModelRef, expected_fingerprint: str | None = None) -> Path:
@@ -148,6 +157,19 @@ def _check_unchanged(ref: ModelRef, source: Source, expected: str) -> None:
         )
 
 
+def _settings(source: Source, dtype: Dtype) -> Path:
+    """Folder with the model's configuration and tokenizer; without its weights where that is less."""
+    match source.kind:
+        case "hub":
+            return hub.snapshot(source, with_weights=False)
+        case "url":
+            return remote.download(source, with_weights=False)
+        case "folder":
+            return Path(source.location)
+        case _:
+            return _folder(source, dtype)
+
+
 def _folder(source: Source, dtype: Dtype) -> Path:
     """The model on this machine, in transformers format and whole."""
     match source.kind:
@@ -164,6 +186,8 @@ def _folder(source: Source, dtype: Dtype) -> Path:
     except ValueError as error:
         raise source.bad(f"the index of its weights is damaged ({error})", "check that all files are whole") from error
     if name is None:
+        if problem := damaged(folder):
+            raise source.bad(f"its weights cannot be loaded: {problem}", "download it again")
         return folder
     if source.kind == "hub" and not constants.is_offline_mode():
         raise TransientError(f"{source.location}: the hub cannot be reached and the local cache has no {name}")
@@ -171,22 +195,52 @@ def _folder(source: Source, dtype: Dtype) -> Path:
 
 
 def _config(source: Source, folder: Path) -> PretrainedConfig:
+    """Raises BadInput for one that transformers can't read or can't build a model from."""
+    remedy = "use a model that this version of transformers supports without code of its own, with its own config.json"
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise source.bad(
-            f"transformers cannot read its configuration ({error})",
-            "use a model that this version of transformers supports without code of its own",
-        ) from error
+        config = AutoConfig.from_pretrained(folder)
+        if (folder / "generation_config.json").is_file():  # transformers does without a damaged one, unnoticed
+            GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # the architecture's own code runs here and below, and may fail in its own way
+        raise source.bad(f"transformers cannot read its configuration ({error})", remedy) from error
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        problem = f"transformers cannot build a {config.model_type} from its configuration ({error})"
+        raise source.bad(problem, remedy) from error
+    return config
+
+
+def _tokenizer_of(
+    source: Source, folder: Path, lora: Source | None, lora_folder: Path | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that an adapter was trained with, where it has one, else the model's."""
+    if lora is not None and adapter.has_tokenizer(lora_folder):
+        return _tokenizer(lora, lora_folder)
+    return _tokenizer(source, folder)
 
 
 def _tokenizer(source: Source, folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception for files that it can't read
         raise source.bad(
             f"has no tokenizer that transformers can load ({error})", "put the tokenizer's files beside the model's"
         ) from error
+
+
+def _check_finite(source: Source, model: PreTrainedModel) -> None:
+    """Raises BadInput for weights that are NaN or infinite. What stays on disk is not looked at."""
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_meta or not weight.is_floating_point() or weight.itemsize < 2 or not weight.numel():
+            continue  # of weights that stay quantized, the scales say it
+        if not all(bool(bound.isfinite()) for bound in weight.detach().aminmax()):
+            overflow = "; float16 holds values up to 65504 only" if weight.dtype == torch.float16 else ""
+            raise source.bad(
+                f"its weight {name} holds values that are NaN or infinite{overflow}",
+                "use dtype bfloat16 or float32" if overflow else "download it again, or use another checkpoint",
+            )
 
 
 def _check_vocabulary(source: Source, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
@@ -242,20 +296,46 @@ def _read(
             attn_implementation=attention_implementation(config),
             output_loading_info=True,
             offload_folder=rewritten,
+            ignore_mismatched_sizes=True,  # they are named below
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # files of users are read here, by many libraries
         if rewritten is not None and "No space left" in str(error):
             raise source.bad(
                 f"the part of its weights that stays on disk has no room in {rewritten.parent} ({error})",
                 "free some there, set TOMOGRAPH_CACHE to a folder on a larger disk, or give the process more memory",
             ) from error
+        if pickled := [name for name in weights(path.name for path in folder.iterdir()) if name.endswith(".bin")]:
+            problem, remedy = bad_pickle(pickled[0])
+            raise source.bad(f"its weights cannot be loaded: {problem}", remedy) from error
         raise source.bad(f"its weights cannot be loaded ({error})", "check that all files are whole") from error
+    _check_report(source, config, report)
+    return model
+
+
+_NO_WEIGHTS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|mtp)(\.|$)")
+"""Entries of checkpoints that a language model does without: tables that are computed, heads for later tokens."""
+
+
+def _check_report(source: Source, config: PretrainedConfig, report: dict[str, Any]) -> None:
+    """Every weight of the model is from its files, and every weight in its files is in the model."""
+    whole = "give the files of one causal language model, all as they were published together"
+    if report["mismatched_keys"]:
+        name, *shapes = min(report["mismatched_keys"])
+        stored, expected = ("x".join(map(str, shape)) for shape in shapes)
+        raise source.bad(
+            f"its weights cannot be loaded: {name} is {stored} in its files, and {expected} by its config.json", whole
+        )
     if report["missing_keys"]:
         absent = sorted(report["missing_keys"])
         raise source.bad(
             f"the checkpoint lacks {len(absent)} of the model's weights, such as {absent[0]}",
             "give a checkpoint of a causal language model",
         )
-    return model
+    unread = sorted(name for name in report["unexpected_keys"] if not _NO_WEIGHTS.search(name))
+    if unread and quantization_method(config) is None:  # quantized checkpoints carry scales that only some kernels use
+        raise source.bad(
+            f"{len(unread)} weights in its files have no place in the model, such as {unread[0]}",
+            f"correct its config.json, or {whole}",
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from tasks.errors import BadInput
 from tasks.models.experts import parameter_counts
@@ -14,17 +14,6 @@ from tasks.models.spec import ModelRef
 
 _PLAIN = {"F64", "F32", "F16", "BF16"}
 _REMEDY = "use a model that this version of transformers supports without code of its own"
-
-
-def read_config(ref: ModelRef, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The model's configuration: it lies beside the tokenizer, in whose folder every source is by now.
-
-    Raises BadInput for one that transformers can't read.
-    """
-    try:
-        return AutoConfig.from_pretrained(tokenizer.name_or_path)
-    except (ValueError, KeyError, OSError) as error:
-        raise model_source(ref).bad(f"transformers cannot read its configuration ({error})", _REMEDY) from error
 
 
 def count_parameters(ref: ModelRef, config: PretrainedConfig) -> tuple[int, int]:

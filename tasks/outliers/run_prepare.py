@@ -13,9 +13,9 @@ from tasks.context import ShardContext
 from tasks.errors import BadInput
 from tasks.models.describe import describe
 from tasks.models.fingerprint import fingerprint
-from tasks.models.load import load_tokenizer
+from tasks.models.load import load_config, load_tokenizer
 from tasks.models.spec import ModelInfo
-from tasks.outliers.model_facts import count_parameters, quantization, read_config
+from tasks.outliers.model_facts import count_parameters, quantization
 from tasks.outliers.sequences import Sequence, begins_with_bos, cut, warnings
 from tasks.outliers.spec import PrepareParams, TextSource
 from tasks.outliers.texts import open_texts
@@ -29,7 +29,7 @@ def run(ctx: ShardContext) -> None:
     documents = open_texts(p.text)
     tokenizer = load_tokenizer(p.model)
     bos = begins_with_bos(tokenizer, p.text.bos)
-    config = read_config(p.model, tokenizer)
+    config = load_config(p.model)
     parameters, active_parameters = count_parameters(p.model, config)
     result = cut(documents, tokenizer, p.text, bos, lambda n: ctx.progress(n, p.text.sequences, "sequences"))
     remarks = warnings(result, p.text)

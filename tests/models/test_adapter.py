@@ -3,16 +3,17 @@ import shutil
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tasks.errors import BadInput
 from tasks.models import load as load_module
 from tasks.models.fingerprint import fingerprint
-from tasks.models.load import load, local_folder
+from tasks.models.load import load, load_tokenizer, local_folder
 from tasks.models.spec import ModelRef
 from tests.models.test_hub import lay_out
-from tests.models.tiny import save_tiny_model, tiny_model
+from tests.models.tiny import save_tiny_model, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("cache")
 IDS = torch.tensor([[1, 20, 30, 40, 50]])
@@ -90,6 +91,121 @@ def test_a_merged_model_is_a_folder_for_other_programs(tiny_folder, adapter):
     assert local_folder(ModelRef(source=str(tiny_folder))) == tiny_folder
 
 
+VOCABULARY = {"modules_to_save": ["embed_tokens", "lm_head"]}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Folders of a Llama with tied weights and of one without."""
+    folder = tmp_path_factory.mktemp("bases")
+    return {tied: save_tiny_model(folder / str(tied), tie_word_embeddings=tied) for tied in (True, False)}
+
+
+def trained(folder, base, tokenizer=None, rows=None, **config):
+    """An adapter of the model in `base` with every trainable weight changed; the attached model's logits at IDS."""
+    model = load(ModelRef(source=str(base))).model
+    if rows:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    attached = get_peft_model(model, LoraConfig(**(LORA | {"target_modules": ["q_proj", "v_proj"]} | config)))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in attached.named_parameters():
+            if parameter.requires_grad or "lora_" in name:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    attached.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return attached.eval()(IDS).logits.detach()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"layers.1.self_attn.q_proj": 8}, "alpha_pattern": {"v_proj": 64}},
+        {"layers_to_transform": [1, 2]},
+        VOCABULARY,
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["norm"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"trainable_token_indices": {"embed_tokens": [30, 40]}},
+    ],
+    ids=lambda config: str(config)[:50],
+)
+def test_every_kind_of_lora_is_merged_as_attached(bases, tied, config, tmp_path):
+    """In memory, and as transformers reads the merged folder, which says itself whether its weights are tied."""
+    expected = trained(tmp_path / "lora", bases[tied], **config)
+    base = load(ModelRef(source=str(bases[tied]))).model(IDS).logits
+    assert (expected - base).abs().max() > 0.05
+    lora = ref(bases[tied], tmp_path / "lora")
+    torch.testing.assert_close(load(lora).model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    folder = local_folder(lora)
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    torch.testing.assert_close(again(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    same = torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] == same
+
+
+def with_new_tokens():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<act>", "</act>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("config", [{}, VOCABULARY])
+def test_an_adapter_with_added_tokens_brings_its_tokenizer_and_embeddings(bases, tied, config, tmp_path):
+    tokenizer = with_new_tokens()
+    rows = len(tokenizer)
+    expected = trained(tmp_path / "lora", bases[tied], tokenizer, rows, **config)
+    lora = ref(bases[tied], tmp_path / "lora")
+    loaded = load(lora)
+    torch.testing.assert_close(loaded.model(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert loaded.model.config.vocab_size == rows
+    for found in (loaded.tokenizer, load_tokenizer(lora), load(ModelRef(source=str(local_folder(lora)))).tokenizer):
+        assert found("<act>Bet").input_ids == tokenizer("<act>Bet").input_ids
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "config", "message"),
+    [
+        (None, VOCABULARY, r"trained with 402 tokens where the model has 400, .*; put the tokenizer that it was"),
+        (with_new_tokens, {"save": False}, r"holds no weights of the new ones; save it again .*save_embedding_layers"),
+    ],
+)
+def test_added_tokens_without_what_they_need_are_refused(bases, tokenizer, config, message, tmp_path):
+    """Already where the tokenizer is read: before any weight of the model."""
+    config = dict(config)
+    dropped = not config.pop("save", True)
+    targets = ["q_proj", "embed_tokens"] if dropped else ["q_proj"]
+    trained(tmp_path / "lora", bases[False], tokenizer and tokenizer(), 402, target_modules=targets, **config)
+    if dropped:
+        edit_weights(tmp_path / "lora", lambda w: {k: v for k, v in w.items() if "lora_" in k or "layers" in k})
+    for read in (load_tokenizer, load):
+        with pytest.raises(BadInput, match=message) as caught:
+            read(ref(bases[False], tmp_path / "lora"))
+        assert caught.value.field == "model.adapter"
+
+
+def test_a_merge_that_changes_the_result_is_refused(tiny_folder, adapter, monkeypatch):
+    """Whatever peft may come to do: the merged model is run beside the attached one."""
+    merge = LoraModel.merge_and_unload
+
+    def wrong(self, **options):
+        merged = merge(self, **options)
+        merged.lm_head.weight[399] += 1.0
+        return merged
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", wrong)
+    with pytest.raises(BadInput, match=r"merged model's logits differ from the attached one's by \d"):
+        load(ref(tiny_folder, adapter))
+
+
 def test_from_an_object_store(tiny_folder, adapter, tmp_path):
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -108,7 +224,7 @@ from tasks.models.load import load
 from tasks.models.spec import ModelRef
 refs = [ModelRef(source={str(tiny_folder)!r}, adapter=a) for a in ("org/adapter", {str(adapter)!r})]
 a, b = [load(ref).model(torch.tensor([[1, 20, 30]])).logits for ref in refs]
-print(torch.equal(a, b), fingerprint(refs[0]).endswith("+hub-{"3" * 40}"))
+print(torch.equal(a, b), fingerprint(refs[0]).endswith("+lora2-hub-{"3" * 40}"))
 """,
         HF_HOME=str(tmp_path / "hf"),
         HF_HUB_OFFLINE="1",
@@ -126,12 +242,22 @@ def edit_weights(folder, edit):
     save_file(edit(load_file(path)), path, metadata={"format": "pt"})
 
 
+def pickled(folder, content):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: (f / "adapter_config.json").unlink(), r"no adapter_config\.json"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), r"no adapter_model\.safetensors"),
         (lambda f: edit_config(f, peft_type="IA3"), "is a IA3 adapter"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), r"adapter_config\.json is not JSON"),
+        (lambda f: (f / "adapter_config.json").write_text("[]"), r"adapter_config\.json holds no settings"),
+        (lambda f: edit_config(f, alora_invocation_tokens=[1]), "can't be merged .*active only after certain tokens"),
+        (lambda f: edit_weights(f, lambda w: {k: v / 0 for k, v in w.items()}), "NaN or infinite"),
+        (lambda f: pickled(f, b"cos\nsystem\n(S'true'\ntR."), "damaged or hold more than tensors; give .* safetensors"),
         (
             lambda f: (f / "adapter_model.safetensors").write_bytes(b"x" * 99),
             "weights are unreadable",

@@ -65,7 +65,7 @@ def test_the_adapter_counts(folder, tmp_path):
     (adapter / "adapter_model.safetensors").write_bytes(b"2")
     two = of(folder, adapter=str(adapter))
     assert len({plain, one, two}) == 3
-    assert one.startswith(f"{plain}+folder-")
+    assert one.startswith(f"{plain}+lora2-folder-")
 
 
 def test_a_gguf_file_is_its_content(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import pytest
@@ -130,6 +131,11 @@ def edit_weights(folder, edit):
 UP = "model.layers.2.mlp.up_proj.weight"
 
 
+def _pickle(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+
 def _truncate(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:300_000])
@@ -144,7 +150,33 @@ def _truncate(folder):
         (lambda f: (f / "tokenizer.json").write_text("{"), "no tokenizer"),
         (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "no tokenizer"),
         (lambda f: edit_weights(f, lambda w: w.pop(UP)), f"lacks 1 of the model's weights, such as {UP}"),
-        (lambda f: edit_weights(f, lambda w: w.update({UP: torch.zeros(3, 3)})), "cannot be loaded"),
+        (
+            lambda f: edit_weights(f, lambda w: w.update({UP: torch.zeros(3, 3)})),
+            f"cannot be loaded: {UP} is 3x3 in its files, and 128x64 by its config.json",
+        ),
+        (
+            lambda f: edit_weights(f, lambda w: w.update({"model.layers.2.mlp.up_proj.bias": torch.zeros(128)})),
+            r"1 weights in its files have no place in the model, such as model\.layers\.2\.mlp\.up_proj\.bias",
+        ),
+        (lambda f: edit_config(f, num_hidden_layers=3), r"9 weights in its files have no place .*model\.layers\.3\."),
+        (lambda f: edit_weights(f, lambda w: w[UP].view(-1)[5:6].fill_(math.nan)), f"its weight {UP} holds .*NaN"),
+        (
+            lambda f: edit_weights(f, lambda w: w["model.embed_tokens.weight"][7:8].fill_(math.inf)),
+            r"its weight model\.embed_tokens\.weight holds values that are NaN or infinite",
+        ),
+        (
+            lambda f: _pickle(f, b"cos\nsystem\n(S'true'\ntR."),
+            r"bin are damaged or hold more than tensors",
+        ),
+        (lambda f: _pickle(f, b"nothing like a pickle"), r"pytorch_model\.bin are damaged"),
+        (lambda f: (f / "tokenizer.json").write_text('{"version": "1.0", "model": 7}'), "no tokenizer"),
+        (lambda f: (f / "tokenizer_config.json").write_text("[" * 9), "no tokenizer"),
+        (lambda f: (f / "generation_config.json").write_text("{"), "configuration .*generation_config"),
+        (lambda f: edit_config(f, hidden_act="no-such"), "cannot build a llama from its configuration .*no-such"),
+        (
+            lambda f: edit_config(f, num_attention_heads="four"),
+            "configuration .*num_attention_heads",
+        ),
         (_truncate, "cannot be loaded"),
         (lambda f: edit_config(f, num_hidden_layers=5), "lacks 9 of the model's weights"),
     ],
@@ -154,6 +186,23 @@ def test_damaged_folders_are_refused(folder, damage, message):
     with pytest.raises(BadInput, match=message) as caught:
         load(ref(folder))
     assert (caught.value.field, caught.value.value) == ("model.source", str(folder))
+    assert "weights_only" not in str(caught.value)
+
+
+def test_tables_that_are_computed_and_heads_for_later_tokens_are_no_lost_weights(folder):
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "mtp.norm.weight": torch.ones(64)}
+    edit_weights(folder, lambda w: w.update(extra))
+    assert torch.equal(load(ref(folder)).model(IDS).logits, tiny_model("llama", vocab_size=400)(IDS).logits)
+
+
+def test_float16_that_overflows_is_named_with_the_remedy(folder):
+    edit_weights(folder, lambda w: w[UP].view(-1)[5:6].fill_(1e5))
+    load(ref(folder))
+    with pytest.raises(BadInput, match=rf"its weight {UP} .*; float16 holds values up to 65504.*use dtype bfloat16"):
+        load(ref(folder, dtype="float16"))
+    edit_weights(folder, lambda w: (w[UP].fill_(3e4), w[UP.replace("up", "gate")].fill_(3e4)))
+    with pytest.raises(BadInput, match=r"model\.dtype.*float16.*overflows"):
+        load(ref(folder, dtype="float16"))
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused(folder, tmp_path):

@@ -31,6 +31,14 @@ class ModelFolder:
                 "the vLLM engine does not know where this architecture's residual stream is",
                 f"use the torch engine, or a model of {', '.join(ARCHITECTURES)}",
             )
+        if "longrope" in str(config.rope_parameters):
+            raise BadInput(
+                "trials.engine",
+                "vllm",
+                "the model's rotary embedding has a factor for each frequency (longrope), and how vLLM applies them is "
+                "not verified",
+                "use trials.engine torch",
+            )
         has_own = (folder / "generation_config.json").is_file()
         ids = (GenerationConfig.from_pretrained(folder) if has_own else config).eos_token_id
         return cls(folder, config, () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids))
