@@ -21,7 +21,6 @@ from flows.server import (
     QUIET_CONSOLE,
     ServerFailed,
     answers,
-    check_answers,
     running_api_url,
     started_api,
 )
@@ -129,7 +128,6 @@ def _deploy(console: Console, options: argparse.Namespace) -> int:
     api_url = running_api_url()
     if api_url is None:
         raise ServerFailed("no Prefect server is known; set PREFECT_API_URL, or start one: prefect server start")
-    check_answers(api_url)
     for name, value in {**NO_TELEMETRY, **QUIET_CONSOLE}.items():
         os.environ.setdefault(name, value)
     os.environ["PREFECT_API_URL"] = api_url  # before Prefect reads it

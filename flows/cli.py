@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def _signature(flow: Flow[..., Any]) -> dict[str, inspect.Parameter]:
     return dict(inspect.signature(flow.fn, eval_str=True).parameters)
 
 
+@cache
 def _fields(flow: Flow[..., Any]) -> dict[str, Any]:
     """The flow's parameters as fields of a pydantic model."""
     described = parameter_schema(flow).properties
@@ -113,8 +115,14 @@ def _fields(flow: Flow[..., Any]) -> dict[str, Any]:
     }
 
 
+@cache
 def _flags(flow: Flow[..., Any]) -> type[BaseSettings]:
     return create_model(flow.name, __base__=_Flags, **_fields(flow))
+
+
+@cache
+def _model(flow: Flow[..., Any]) -> type[BaseModel]:
+    return create_model(flow.name, __config__=ConfigDict(extra="forbid"), **_fields(flow))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -141,7 +149,7 @@ def _overlay(base: Any, changes: Any) -> Any:
 
 
 def _validated(flow: Flow[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    model = create_model(flow.name, __config__=ConfigDict(extra="forbid"), **_fields(flow))
+    model = _model(flow)
     try:
         parameters = model.model_validate(values)
     except ValidationError as error:

@@ -24,7 +24,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.errors import EXIT_TRANSIENT
+from tasks.errors import EXIT_FAILED
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
@@ -41,7 +41,7 @@ QUIET_CONSOLE = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
 class ServerFailed(RuntimeError):
     """The server ended, or did not answer in time."""
 
-    exit_status = EXIT_TRANSIENT
+    exit_status = EXIT_FAILED
 
 
 class TemporaryServer:
