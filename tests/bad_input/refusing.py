@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import pytest
+
 from flows.cli import BadParameters
 from tasks.errors import EXIT_BAD_INPUT, BadInput
 
@@ -16,14 +18,11 @@ LONGEST_SECONDS = 10.0
 def refused(action: Callable[[], object], field: str, says: str = "") -> None:
     """``action`` is refused as bad input: at once, in one paragraph that names ``field``."""
     started = time.monotonic()
-    try:
-        result = action()
-    except (BadInput, BadParameters) as error:
-        message = str(error)
-        assert error.exit_status == EXIT_BAD_INPUT
-    else:
-        raise AssertionError(f"{field} was accepted: {str(result)[:300]}")
+    with pytest.raises((BadInput, BadParameters)) as caught:
+        action()
+    message = str(caught.value)
     assert time.monotonic() - started < LONGEST_SECONDS
+    assert caught.value.exit_status == EXIT_BAD_INPUT
     assert message.startswith((f"{field} = ", f"{field}: ")), f"{field} is not what is named: {message[:300]}"
     assert says in message
     assert len(message) < LONGEST_MESSAGE
