@@ -141,7 +141,7 @@ class SelectionSettings(_Model):
 class TrialSettings(_Model):
     """Sampled generations under every condition."""
 
-    trials_per_cell: int = Field(200, ge=1, le=100_000, description="Generations per feature and condition.")
+    trials_per_cell: int = Field(250, ge=1, le=100_000, description="Generations per feature and condition.")
     baseline_trials: int = Field(
         100,
         ge=1,
@@ -186,7 +186,7 @@ class ConfirmSettings(_Model):
     """Repetition of the discoveries on held-out seeds."""
 
     enabled: bool = Field(True, description="Repeat discoveries on seeds that no earlier stage used.")
-    trials_per_cell: int = Field(200, ge=2, le=100_000, description="Generations per feature and condition.")
+    trials_per_cell: int = Field(250, ge=2, le=100_000, description="Generations per feature and condition.")
     max_features: int = Field(20, ge=1, le=100_000, description="At most this many features, smallest q first.")
 
 
