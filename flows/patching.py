@@ -133,8 +133,8 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
         study = plan.Plan(settings, scenario, found)
 
         [choices] = await fan.run("choices", [study.choices()])
-        for tried in Shard(store, choices.spec.path).json("tryouts"):
-            fan.tell(Tryout.model_validate(tried).in_words())
+        for tried in map(Tryout.model_validate, Shard(store, choices.spec.path).json("tryouts")):
+            fan.tell(f"prompt {tried.prompt}: {tried.in_words()}")
         trained = settings.saes.kind == "train"
         saes = next(iter(await fan.run("saes", [study.train()] if trained else [])), None)
         activations = await fan.run("activations", study.activations())
@@ -158,6 +158,7 @@ async def _study(settings: StudySettings, store: Store, execution: Execution) ->
         several = {"activations": activations, "screen": screen, "trials": trials, "confirmation": confirmation}
         inputs: plan.Inputs = {name: manifest.ref for name, manifest in one.items()}
         inputs |= {name: [part.ref for part in parts] for name, parts in several.items() if parts}
+        inputs["choices"] = choices.ref
         if saes:
             inputs["saes"] = saes.ref
         [report] = await fan.run("report", [study.report(inputs)], gpus=0, check=True)

@@ -106,6 +106,8 @@ def test_a_prefix_that_ends_in_a_space_is_refused_with_the_frame_that_works(tmp_
     [
         (["nowhere"], "scenario"),
         ([str(TRUST), "--temperature", "-1"], "study.trials.temperature"),
+        ([str(TRUST), "--device", "gpu9"], "--device"),
+        ([str(TRUST), "--device", "cuda:99"], "--device"),
         ([str(TRUST), "--min-choice-mass", "2"], "study.scenario.min_choice_mass"),
         ([str(TRUST), "--max-new-tokens", "100000"], "study.trials.max_new_tokens"),
     ],
@@ -129,6 +131,9 @@ def test_a_prompt_in_lines():
         ],
         answers=[Answer(text=" Yes", choice="yes", rule="says_yes"), Answer(text="\n", choice="invalid", rule="empty")],
     )
+    said = tryout.in_words()
+    assert said.startswith("yes 25 %, no 0.4 % by the first token; most probable ' Yes' 25 %, ' no' 10 %")
+    assert said.endswith("1 of 2 answers read")
     assert list(prompt_lines(tryout)) == [
         "prompt plain, as the model reads it:",
         "  | Yes or",

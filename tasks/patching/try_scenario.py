@@ -6,7 +6,10 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import torch
+
 from tasks.engines.torch_engine import TorchEngine
+from tasks.errors import BadInput
 from tasks.models.describe import describe
 from tasks.models.load import load, load_tokenizer
 from tasks.patching.choices import check
@@ -29,6 +32,7 @@ def try_scenario(settings: StudySettings, device: str, say: Callable[[str], None
 
     settings: `model`, `scenario`, `trials` and `seed` count, as in a study.
     """
+    check_device(device)
     model, trials = settings.model, settings.trials
     scenario = load_scenario(settings.scenario.source)
     groups = contrast_prompts(scenario.contrast, settings.contrast.prompts_per_group, settings.seed)
@@ -68,6 +72,16 @@ def try_scenario(settings: StudySettings, device: str, say: Callable[[str], None
     say("")
     say(contrast_line(groups))
     check(trier, tryouts)
+
+
+def check_device(device: str) -> None:
+    """BadInput if this machine has no such device."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        raise BadInput("--device", device, "is no device", "use cpu, cuda or cuda:N") from None
+    if asked.type == "cuda" and (asked.index or 0) >= torch.cuda.device_count():
+        raise BadInput("--device", device, f"this machine has {torch.cuda.device_count()} GPUs for torch", "use cpu")
 
 
 def prompt_lines(tryout: Tryout) -> Iterator[str]:

@@ -55,10 +55,10 @@ class Tryout(_Model):
         return sum(answer.choice != INVALID for answer in self.answers)
 
     def in_words(self) -> str:
-        """ "safe: bet 49 %, stop 49 % by the first token; most probable '1' 49 %, ...; 31 of 32 answers read" """
+        """ "bet 49 %, stop 49 % by the first token; most probable '1' 49 %, ...; 9 of 10 answers read" """
         shares = ", ".join(f"{name} {percent(share)}" for name, share in self.mass.items())
         answers = fmt.of(self.read, len(self.answers))
-        return f"{self.prompt}: {shares} by the first token; most probable {listed(self.next)}; {answers} answers read"
+        return f"{shares} by the first token; most probable {listed(self.next)}; {answers} answers read"
 
 
 def listed(tokens: Sequence[NextToken]) -> str:

@@ -12,8 +12,8 @@ from tasks.spec import TaskKind
 class PatchingReportParams(BaseModel):
     """What a patching study's report says beyond its tables.
 
-    Inputs: `study`, `contrast`, `survivors`, `verdict`, `words`; where they exist the lists `screen`, `trials`
-    (discovery), `confirmation` (trials on held-out seeds), `activations`, and `saes` (trained SAEs). The run seed is
+    Inputs: `study`, `contrast`, `survivors`, `verdict`, `words`; where they exist `choices`, `saes` (trained ones) and
+    the lists `screen`, `trials` (discovery), `confirmation` (trials on held-out seeds), `activations`. The run seed is
     the spec's seed.
     """
 

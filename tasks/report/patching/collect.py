@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.artifacts.shard import Shard
+from tasks.patching.tryout import Tryout
 from tasks.report.patching import screened
 from tasks.report.patching.cautions import cautions, relative_deltas
 from tasks.report.patching.data import (
@@ -63,11 +64,13 @@ class Study:
     confirmation: Sequence[Shard] = ()
     activations: Sequence[Shard] = ()
     saes: Shard | None = None
+    choices: Shard | None = None
 
     def stages(self) -> Iterator[tuple[str, Sequence[Shard]]]:
         """Stages in the order they ran, with their shards; stages that did not run are left out."""
         for name, shards in (
             ("prepare", (self.study,)),
+            ("choices", (self.choices,) if self.choices else ()),
             ("train SAEs", (self.saes,) if self.saes else ()),
             ("activations", self.activations),
             ("contrast", (self.contrast,)),
@@ -257,6 +260,8 @@ def setup(study: Study, params: PatchingReportParams, seed: int) -> Setup:
     prepared = study.study.json("study")
     info, texts = prepared["model_info"], prepared["prompts"]
     fingerprints = prepared["sae_fingerprints"]
+    tryouts = [Tryout.model_validate(one) for one in study.choices.json("tryouts")] if study.choices else []
+    tried = {tryout.prompt: tryout.in_words() for tryout in tryouts}
     units = study.contrast.table("candidates", ["unit"])["unit"].unique().to_pylist()
     source = params.model
     name = source.source + (f"@{source.revision}" if source.revision else "")
@@ -268,7 +273,8 @@ def setup(study: Study, params: PatchingReportParams, seed: int) -> Setup:
         d_model=info["d_model"],
         scenario=params.scenario,
         prompts=[
-            Prompt(name=name, text=texts[name]["text"], tokens=len(texts[name]["tokens"])) for name in params.prompts
+            Prompt(name=name, text=texts[name]["text"], tokens=len(texts[name]["tokens"]), tried=tried.get(name))
+            for name in params.prompts
         ],
         choices=[*params.choices, INVALID],
         low=params.low,

@@ -215,6 +215,8 @@ class Prompt(Record):
     name: str
     text: str
     tokens: int | None
+    tried: str | None = None
+    """What the model said before anything was edited."""
 
 
 class Setup(Record):

@@ -36,4 +36,5 @@ def open_study(ctx: ShardContext) -> Study:
         confirmation=several("confirmation"),
         activations=several("activations"),
         saes=ctx.input("saes") if "saes" in ctx.spec.inputs else None,
+        choices=ctx.input("choices") if "choices" in ctx.spec.inputs else None,
     )

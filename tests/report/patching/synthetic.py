@@ -20,6 +20,7 @@ from tasks.models.spec import ModelRef
 from tasks.patching.spec import SelectionSettings, VerdictParams, VerdictSettings, WordsParams, WordsSettings
 from tasks.patching.survivors import choose_survivors, rank_by_effect, summary
 from tasks.patching.trials import SCHEMA
+from tasks.patching.tryout import Answer, NextToken, Tryout
 from tasks.patching.verdict import judge
 from tasks.patching.words import word_effects
 from tasks.report.spec import PatchingReportParams
@@ -282,6 +283,19 @@ def prepared() -> Stage:
     return Stage(json={"study": study})
 
 
+def tried() -> Stage:
+    """Json `tryouts`: of the first prompt alone."""
+    tryout = Tryout(
+        prompt=PROMPTS[0],
+        text="Choice: ",
+        tokens=["Choice", ":", " "],
+        mass={"bet": 0.45, "stop": 0.5},
+        next=[NextToken(text="2", probability=0.5, counts_as="stop", read_as="stop")],
+        answers=[Answer(text="2", choice="stop", rule="stop_number"), Answer(text="3", choice="invalid", rule="none")],
+    )
+    return Stage(json={"tryouts": [tryout.model_dump(mode="json")]})
+
+
 def make(world: World, max_survivors: int = 8, confirm: bool = True, min_responses: int = 5) -> dict[str, list[Stage]]:
     """Every stage of the study of `world`, by the name that the report's inputs have."""
     found = contrast(world)
@@ -322,6 +336,7 @@ def make(world: World, max_survivors: int = 8, confirm: bool = True, min_respons
     verdict = {name: getattr(judged, name) for name in ("effects", "controls", "verdict", "confirm")}
     return {
         "study": [prepared()],
+        "choices": [tried()],
         "saes": [quality()],
         "contrast": [found],
         "screen": screened,

@@ -139,6 +139,9 @@ def test_setup_names_model_saes_seed_and_prompts(report: Report):
     assert setup.choices == [*CHOICES, "invalid"]
     assert [p.name for p in setup.prompts] == list(PROMPTS)
     assert setup.prompts[0].tokens == 97
+    said = "bet 45 %, stop 50 % by the first token; most probable '2' 50 %; 1 of 2 answers read"
+    assert [prompt.tried for prompt in setup.prompts] == [said, *(None for _ in PROMPTS[1:])]
+    assert report.html.count(f"Unedited: {said}.".replace("'", "&#39;")) == 1
     assert setup.sae_convention == "raw_residual"
     assert [s.layer for s in setup.saes] == list(LAYERS)
     assert setup.seed == 11
@@ -148,7 +151,8 @@ def test_setup_names_model_saes_seed_and_prompts(report: Report):
 
 def test_sources_name_every_shard(report: Report):
     assert [s.stage for s in report.data.sources] == [
-        "prepare", "train SAEs", "contrast", "screen", "survivors", "trials", "confirmation", "verdict", "words",
+        "prepare", "choices", "train SAEs", "contrast", "screen", "survivors", "trials", "confirmation", "verdict",
+        "words",
     ]  # fmt: skip
     by_stage = {s.stage: s for s in report.data.sources}
     assert by_stage["screen"].shards == 2
