@@ -1,4 +1,4 @@
-"""Where and how shards run: the parameters of a flow that don't change its results."""
+"""Where and how shards run: the parameters of a flow that are no part of what it asks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ StoreLocation = Annotated[Location, Field(min_length=1)]
 
 
 class Execution(BaseModel):
-    """Where and how the work runs. Nothing here changes a result, but for the engine that `auto` comes to."""
+    """Where and how the work runs. `device` may change the last digits of numbers, and in a patching study the engine
+    that `auto` comes to; `threads` and `batch_size` may change last bits. Nothing else here changes a result."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -28,7 +29,8 @@ class Execution(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="`auto` takes the GPUs if this machine has any, else the CPU. In a patching study whose "
-        "`trials.engine` is `auto` too, this decides the engine.",
+        "`trials.engine` is `auto` too, this decides the engine. Devices round differently: a shard that goes on on "
+        "another one starts over.",
     )
     slots: int | None = Field(
         None,
@@ -41,14 +43,14 @@ class Execution(BaseModel):
         None,
         ge=1,
         le=1024,
-        description="CPU threads of each shard. Empty: the cores, shared evenly by the slots.",
+        description="CPU threads of each shard. Empty: the cores, shared evenly by the slots. May change last bits.",
     )
     batch_size: int | None = Field(
         None,
         ge=1,
         le=LARGEST_BATCH,
         description="Sequences in one forward pass. Empty: what suits the device; "
-        "it is halved by itself when memory runs out.",
+        "it is halved by itself when memory runs out. May change last bits.",
     )
     retries: int = Field(
         3,

@@ -57,7 +57,7 @@ async def outliers(
         ablation: The functional check: what a model loses when the found dimensions are set to zero.
         seed: The random dimensions and the intervals of the functional check derive from it.
         store: Where results are kept and found again: a folder, or a URL such as s3://bucket/prefix.
-        execution: Where and how the work runs. Nothing in it changes a result.
+        execution: Where and how the work runs. Device and threads may change the last digits of a result.
     """
     settings = as_study(
         OutlierSettings,

@@ -100,7 +100,7 @@ async def patching(
         words: Which words a feature adds or removes.
         seed: Every random number of the study derives from it.
         store: Where results are kept and found again: a folder, or a URL such as s3://bucket/prefix.
-        execution: Where and how the work runs. Nothing in it changes a result, but for the engine `auto` comes to.
+        execution: Where and how the work runs. Device, threads and batch size may change the last digits of a result.
     """
     settings = as_study(
         StudySettings,

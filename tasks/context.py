@@ -29,7 +29,7 @@ READERS = 16
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a shard runs. Nothing here changes its result."""
+    """How a shard runs. It may change the last bits of a result, no more, and the manifest says it."""
 
     device: str = "cpu"
     batch_size: int | None = None

@@ -48,7 +48,7 @@ class InputRef(BaseModel):
 
 
 class TaskSpec(BaseModel):
-    """One shard. Two specs with the same hash have the same result."""
+    """One shard. Two specs with the same hash have the same result, but for how the machine rounds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

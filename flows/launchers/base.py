@@ -108,7 +108,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class ShardRun:
-    """One attempt at one shard: where its spec is and how to run it. Nothing here changes the result."""
+    """One attempt at one shard: where its spec is and how to run it. None of it is part of the spec."""
 
     spec_url: str
     labels: Labels

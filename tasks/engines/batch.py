@@ -18,7 +18,7 @@ from tasks.engines.prefixes import EditedPrefix
 from tasks.engines.recorder import Recorder
 from tasks.engines.sampling import Kinds
 from tasks.engines.state import BatchState, to_device
-from tasks.engines.tiles import PrefixKey, TrialQueue, dimensions
+from tasks.engines.tiles import LEAST_ROWS, PrefixKey, TrialQueue, dimensions
 
 
 @dataclass(eq=False)
@@ -125,9 +125,10 @@ class Batch:
         slots = [slot for slot in self.slots if slot is not None]
         steps = {slot.steps for slot in slots}
         edits = [slot.edit_now for slot in slots]
+        fixed = self._device.type == "cpu"  # how far other rows are decides no shape, so no rounding; it costs little
         return Plan(
-            used=max(steps) + 1,
-            ragged=len(steps) > 1,
+            used=self.cache.capacity if fixed else max(steps) + 1,
+            ragged=fixed or len(steps) > 1,
             padded={len(key[0]) - 1 for key in self._keys if key is not None} != {self.cache.prefix_capacity},
             edited_layers=edited_layers(edits, layer_of),
             whole_layers=edited_layers(edits, layer_of, full_encode),
@@ -215,6 +216,9 @@ class Batch:
             padding = -len(members) % rows
             source += members + [members[0]] * padding
             goes_on += [True] * len(members) + [False] * padding
+        while len(source) < min(LEAST_ROWS[self._device.type], len(self)):
+            source += [source[0]] * rows
+            goes_on += [False] * rows
         from_tile = [i // self.rows for i in source[::rows]]
         index = to_device(np.array(source), self._device)
         self.state = self.state.select(index, to_device(np.array(goes_on), self._device))

@@ -13,6 +13,9 @@ from tasks.engines.interface import Edit, Trial
 
 MOST_ROWS = 32
 """Rows of a tile at most. More rows would read a prefix less often, but it is little beside the weights by then."""
+LEAST_ROWS = {"cpu": 8, "cuda": 1}
+"""Rows of a batch at least, with a trial or without: a CPU multiplies fewer rows by another routine, whose sums round
+otherwise, and how many rows there are must not show in a result."""
 WASTE = 1.1
 """Smaller tiles are taken when larger ones would make more than this many rows for each trial."""
 

@@ -43,7 +43,7 @@ from tasks.engines.outbox import Outbox
 from tasks.engines.prefixes import PrefixStore
 from tasks.engines.recorder import Recorder
 from tasks.engines.sampling import group_probabilities, sample
-from tasks.engines.tiles import TrialQueue, dimensions
+from tasks.engines.tiles import LEAST_ROWS, TrialQueue, dimensions
 from tasks.errors import BadInput
 from tasks.models.memory import free_bytes, is_out_of_memory
 from tasks.sae.sae import SAE
@@ -191,7 +191,9 @@ class TorchEngine:
         prefix_capacity = max(len(trial.prompt) for trial in trials) - 1
         prefixes = queue.counts() if self._share else [1] * len(trials)
         self.batch_size = self._most or self._fitting(trials, prefixes, capacity, prefix_capacity, recorder)
-        tiles, rows = dimensions(prefixes, self.batch_size)
+        least = LEAST_ROWS[self.device.type]
+        tiles, rows = dimensions(prefixes, max(self.batch_size, least))
+        tiles = max(tiles, -(-least // rows))
         return Batch(
             tiles, rows, prefix_capacity, capacity, self.layout.n_layers, recorder, bank=self.bank, device=self.device
         )
