@@ -94,14 +94,18 @@ def _check_heads(source: Source, text: dict[str, Any], info: ModelInfo) -> None:
 
 def _sizes_with_defaults(source: Source, config: dict[str, Any]) -> dict[str, int]:
     """Sizes of a configuration that leaves some to transformers' defaults, as Gemma 3's does."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto import CONFIG_MAPPING
 
-    if config["model_type"] not in CONFIG_MAPPING:
+    if str(config["model_type"]) not in CONFIG_MAPPING:
         raise source.bad(
             f"transformers knows no model_type {config['model_type']!r}",
             "use a model that transformers supports without code of its own",
         )
-    full = CONFIG_MAPPING[config["model_type"]].from_dict(config).get_text_config(decoder=True)
+    try:
+        full = CONFIG_MAPPING[config["model_type"]].from_dict(config).get_text_config(decoder=True)
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise source.bad(f"its {CONFIG} is refused by transformers ({error})", _CORRECT) from error
     return {"n_layers": full.num_hidden_layers, "d_model": full.hidden_size, "vocab_size": full.vocab_size}
 
 
