@@ -8,9 +8,11 @@ import torch
 
 from tasks.errors import BadInput
 from tasks.sae.loaders import dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
-from tasks.sae.locate import Located, locate
+from tasks.sae.locate import Located, fingerprint, locate
 from tasks.sae.sae import SAE
 from tasks.sae.spec import SaeSource
+
+__all__ = ["FORMATS", "check_source", "fingerprint", "load_sae"]
 
 FORMATS: dict[str, ModuleType] = {
     "llama_scope": llama_scope,

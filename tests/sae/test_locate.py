@@ -13,8 +13,7 @@ from huggingface_hub import constants
 from torch.nn.functional import normalize
 
 from tasks.errors import BadInput
-from tasks.sae.load import check_source, load_sae
-from tasks.sae.locate import fingerprint
+from tasks.sae.load import check_source, fingerprint, load_sae
 from tasks.sae.spec import SaeSource
 from tests.s3_server import S3Server
 from tests.sae import checkpoints
