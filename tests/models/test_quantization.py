@@ -122,7 +122,7 @@ def test_a_missing_library_is_named_before_weights_are_read(tiny_folder, tmp_pat
     for file in tiny_folder.iterdir():
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"these are no weights")
+    save_file({"none.of.the.models": torch.zeros(1)}, tmp_path / "model.safetensors")
     edit_config(tmp_path, quantization_config=quantization)
     with pytest.raises(BadInput, match=f"its weights are quantized .* cannot be read here .*{install}") as caught:
         load(ModelRef(source=str(tmp_path)))
