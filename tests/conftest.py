@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import s3fs
 
 from tasks.artifacts.store import Store
 from tests.requirements import need
@@ -46,10 +47,13 @@ def s3_url(s3_server: S3Server, request: pytest.FixtureRequest, monkeypatch: pyt
     """URL of an empty bucket of this test's own, with endpoint and credentials in the environment."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
+    # fsspec keeps connections by their arguments, not by the environment: another test's may have no credentials.
+    s3fs.S3FileSystem.clear_instance_cache()
     words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].strip("-")
     url = s3_server.make_bucket(f"test-{next(_bucket_numbers)}-{words}")
     yield url
     s3_server.filesystem().rm(url, recursive=True)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
