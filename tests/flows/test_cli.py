@@ -273,7 +273,7 @@ def test_without_a_server_a_temporary_one_is_started_and_ended(tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 2, "as if it had been refused before anything ran"
-    assert "prepare 1/1" in done.stderr
+    assert "identify 1/1" in done.stderr
     assert "refused its input" in done.stderr
     assert "Traceback" not in done.stderr
     assert not with_environment("PREFECT_HOME", str(tmp_path / "prefect"))
