@@ -127,7 +127,7 @@ def test_numbers_shown_are_the_numbers_of_the_tables(report, opened):
 def test_run_facts_are_filled_in(opened):
     page = opened.page
     stages = page.locator("#stages tbody tr")
-    assert stages.count() == 9
+    assert stages.count() == 10
     row = stages.filter(has_text="trials").first
     assert "chunks done before" in row.text_content()
     facts = page.locator("#run-facts").text_content()
