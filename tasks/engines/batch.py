@@ -71,7 +71,7 @@ class Batch:
         size = tiles * rows
         self.cache = TiledCache(n_layers, tiles, rows, prefix_capacity, capacity, device)
         self.state = BatchState.empty(size, capacity, device)
-        self.recorder, self._bank, self._device = recorder, bank, device
+        self.recorder, self._bank, self._device, self._n_layers = recorder, bank, device, n_layers
         recorder.allocate(size, capacity)
         self._begin(tiles, rows)
 
@@ -170,11 +170,15 @@ class Batch:
 
     def end_pass(self, plan: Plan, token: Tensor, end_tokens: Tensor) -> None:
         """After sampling token [B]. Device work alone."""
+        self.account(plan)
+        self.state.append(token, end_tokens)
+
+    def account(self, plan: Plan) -> None:
+        """Keep what a pass counted and captured, before its token is appended. Device work alone."""
         if plan.edited_layers:
             self.state.count(self._found)
         if plan.captures:
             self.recorder.keep(self.state)
-        self.state.append(token, end_tokens)
 
     def passed(self) -> list[int]:
         """The host's account of a pass; returns the rows that have reached their length."""

@@ -70,22 +70,33 @@ def _nucleus(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor, kinds: Kinds | None = None) -> Tensor:
-    """Draw one token per row: logits [B, V], overwritten; temperature, top_p, uniform [B] -> [B] int64.
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniform: Tensor,
+    kinds: Kinds | None = None,
+    row: Tensor | None = None,
+) -> Tensor:
+    """Draw tokens: logits [B, V], overwritten; temperature, top_p [B]; uniform [N] and row [N] int64 -> [N] int64.
 
-    Rows of temperature 0 take the most probable token (the lowest id among equals). kinds: what the rows may be;
-    without it they are looked at.
+    Draw i is from the distribution of row[i]; without `row` there is one draw from each row. Rows of temperature 0 take
+    the most probable token (the lowest id among equals). kinds: what the rows may be; without it they are looked at.
     """
     kinds = Kinds.seen_in(temperature, top_p) if kinds is None else kinds
     most_probable = logits.argmax(-1) if kinds.greedy or not kinds.sampled else None
+    if most_probable is not None and row is not None:
+        most_probable = most_probable[row]
     if not kinds.sampled:
         return most_probable
     weights = _weights_(logits, torch.where(temperature > 0, temperature, 1.0))
     if kinds.nucleus:
         probabilities = weights / weights.sum(-1, keepdim=True)
         weights = torch.where(top_p[:, None] < 1, _nucleus(probabilities, top_p), probabilities)
-    drawn = _inverse_cdf(weights, uniform)
-    return torch.where(temperature > 0, drawn, most_probable) if kinds.greedy else drawn
+    drawn = _inverse_cdf(weights, uniform, row)
+    if not kinds.greedy:
+        return drawn
+    return torch.where((temperature if row is None else temperature[row]) > 0, drawn, most_probable)
 
 
 def _weights_(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -98,9 +109,10 @@ def _weights_(logits: Tensor, temperature: Tensor) -> Tensor:
     return scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
 
 
-def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first token whose share of the cumulative weight exceeds uniform: weights [B, V], uniform [B] -> [B] int64.
+def _inverse_cdf(weights: Tensor, uniform: Tensor, row: Tensor | None = None) -> Tensor:
+    """The first token whose share of the cumulative weight exceeds uniform: weights [B, V], uniform [N] -> [N] int64.
 
+    row [N] int64: the row of weights of each draw; without it there is one draw from each row.
     The vocabulary is searched by blocks, then within one, in float64; a block's own sum is float32.
     """
     batch, vocabulary = weights.shape
@@ -108,10 +120,14 @@ def _inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     blocks = (torch.nn.functional.pad(weights, (0, padding)) if padding else weights).view(batch, -1, BLOCK)
     mass = blocks.sum(-1).double()
     ends = mass.cumsum(-1)
+    if row is None:
+        row = torch.arange(batch, device=weights.device)
+    else:
+        mass, ends = mass[row], ends[row]
     target = _below(uniform[:, None] * ends[:, -1:], ends[:, -1:])
     block = torch.searchsorted(ends, target, right=True)
     share = ((target - (ends - mass).gather(1, block)) / mass.gather(1, block)).clamp(min=0)
-    within = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1).cumsum(-1, dtype=torch.float64)
+    within = blocks[row, block.squeeze(1)].cumsum(-1, dtype=torch.float64)
     index = torch.searchsorted(within, _below(share * within[:, -1:], within[:, -1:]), right=True)
     return (block * BLOCK + index).squeeze(1)
 

@@ -6,8 +6,10 @@ prefix with the most trials waiting for each tile that already serves it.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from tasks.engines.interface import Edit, Trial
 
@@ -25,6 +27,11 @@ PrefixKey = tuple[tuple[int, ...], Edit | None]
 def prefix_key(prompt: tuple[int, ...], edit: Edit | None) -> PrefixKey:
     """What decides a prefix's keys and values: only an edit of scope `all` touches them."""
     return prompt, edit if edit is not None and edit.scope == "all" else None
+
+
+def cell_of(trial: Trial) -> Trial:
+    """The trial but for its id and seed: trials of one cell are equal in this."""
+    return replace(trial, id=0, seed=0)
 
 
 class TrialQueue:
@@ -63,6 +70,21 @@ class TrialQueue:
         if taken and not waiting:
             del self._waiting[key]
         return taken
+
+    def next_cell(self) -> int:
+        """How many trials of the cell that waits longest can follow each other."""
+        return sum(1 for _ in self._cell())
+
+    def take_cell(self, n: int) -> list[Trial]:
+        """At most n trials of the cell that waits longest."""
+        first = next(iter(self._waiting))
+        return self.take(first, min(n, self.next_cell()))
+
+    def _cell(self) -> Iterator[Trial]:
+        """Trials at the front of the first prefix that differ in their seeds alone."""
+        waiting = next(iter(self._waiting.values()))
+        cell = cell_of(waiting[0])
+        return itertools.takewhile(lambda trial: cell_of(trial) == cell, waiting)
 
     def neediest(self, served: Iterable[PrefixKey]) -> PrefixKey | None:
         """The prefix with the most trials per tile, if it got one more; `served`: the prefixes of other tiles."""

@@ -1,11 +1,14 @@
 """The torch engine: transformers' own model code, run on a batch of trials that differ in one edit each.
 
-A batch has a fixed number of rows, in tiles that share a prompt's keys and values (`attention`, `tiles`). Each row
-holds one trial at its own position; when a trial ends, its row takes the next one, so the batch stays full until the
-queue is empty and then shrinks. Edits, captures and their counts happen in hooks on the blocks (`hooks`).
+The rows of a batch stand in tiles that share a prompt's keys and values (`attention`, `tiles`), each row at its own
+position. Edits, captures and their counts happen in hooks on the blocks (`hooks`).
 
-One step of a batch needs nothing from the host (`state`): on CUDA it is recorded once and replayed (`graphs`), the
-host learns a little later which rows have ended, and results are copied while the next steps run (`outbox`).
+On a CPU a row stands for all trials of a cell that agree so far (`branching`).
+
+On CUDA a row holds one trial; when it ends, its row takes the next one, so the batch stays full until the queue is
+empty and then shrinks (`batch`). One step of such a batch needs nothing from the host (`state`): it is recorded once
+and replayed (`graphs`), the host learns a little later which rows have ended, and results are copied while the next
+steps run (`outbox`).
 
 When memory runs out, the batch size is halved and the trials in flight start again from their beginning; since a
 trial's result is a function of the trial alone, this changes nothing but time.
@@ -16,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +29,7 @@ from transformers import PreTrainedModel
 from tasks.engines.attention import decoding
 from tasks.engines.bank import Bank
 from tasks.engines.batch import Batch, Plan, edited_layers
+from tasks.engines.branching import BranchingBatch, branches
 from tasks.engines.edit import has_kernel
 from tasks.engines.graphs import GraphedStep
 from tasks.engines.head import Float32Head
@@ -64,6 +68,7 @@ class TorchEngine:
     sae_of: layer -> SAE, needed for mode `reconstruct` and TopK gates only.
     batch_size: rows at most; default what the memory holds. end_tokens: ids that end a trial; default the model's own.
     share_prefixes: False computes each trial's prompt anew (slower; same results).
+    branching: whether trials of a cell that agree so far are computed once; default by device (same results).
     lag: steps by which the host may learn late that a row has ended; default by device.
     """
 
@@ -77,6 +82,7 @@ class TorchEngine:
         share_prefixes: bool = True,
         prefix_bytes: int = 2 * 2**30,
         lag: int | None = None,
+        branching: bool | None = None,
     ):
         self.model, self.layout = loaded.model, loaded.layout
         _check_supported(self.model)
@@ -88,6 +94,7 @@ class TorchEngine:
         self.end_tokens = frozenset(_end_tokens(self.model) if end_tokens is None else end_tokens)
         self._end_tokens = torch.tensor(sorted(self.end_tokens), dtype=torch.int64, device=self.device)
         self._sae_of, self._lag, self._share = sae_of, lag, share_prefixes
+        self._branching = self.device.type == "cpu" if branching is None else branching
         self._head = Float32Head(self.layout.lm_head)
         self._hooks = BlockHooks(self.layout, self.bank, sae_of)
         self._layer_of = [] if bank is None else bank.layer.tolist()
@@ -102,8 +109,9 @@ class TorchEngine:
         """
         capture = Capture() if capture is None else capture
         queue = TrialQueue(trials)
+        run = self._run_branching if self._branching else self._run
         while queue.unfinished:
-            yield from self._retrying(queue, self._run(queue, capture))
+            yield from self._retrying(queue, run(queue, capture))
 
     def first_token(
         self,
@@ -185,18 +193,51 @@ class TorchEngine:
                     queue.finish(trial)
                     yield self._result(trial, {name: values[i] for name, values in found.items()}, recorder)
 
+    def _run_branching(self, queue: TrialQueue, capture: Capture) -> Iterator[TrialResult]:
+        with torch.inference_mode():
+            recorder = Recorder(capture, self.bank, self._sae_of, self.layout.d_model, self.device)
+            batch = self._branching_batch(queue, recorder)
+        while queue.unfinished:
+            with torch.inference_mode():
+                batch.refill(queue, self._prefixes.get)
+                plan = batch.plan(self._layer_of, self._full_encode)
+                logits = self._forward(batch, plan)
+                row, uniform = batch.drawing()
+                drawn = sample(logits, batch.state.temperature, batch.state.top_p, uniform, plan.kinds, row)
+                batch.account(plan)
+                ended, held = batch.take(batch.branch(drawn, self._end_tokens))
+            for i, trials in enumerate(ended):
+                of_branch = {name: values[i].numpy() for name, values in held.items()}
+                for trial in trials:
+                    queue.finish(trial)
+                    yield self._result(trial, of_branch, recorder)
+
     def _batch(self, queue: TrialQueue, recorder: Recorder) -> Batch:
+        most, prefixes, made_of = self._sizes(queue, recorder)
+        least = LEAST_ROWS[self.device.type]
+        tiles, rows = dimensions(prefixes, max(most, least))
+        return Batch(max(tiles, -(-least // rows)), rows, **made_of)
+
+    def _branching_batch(self, queue: TrialQueue, recorder: Recorder) -> BranchingBatch:
+        most, prefixes, made_of = self._sizes(queue, recorder)
+        return BranchingBatch(most, prefixes, **made_of)
+
+    def _sizes(self, queue: TrialQueue, recorder: Recorder) -> tuple[int, list[int], dict[str, Any]]:
+        """Trials in flight at most, trials of each prefix, and what every batch for these trials is made of."""
         trials = list(queue.unfinished.values())
         capacity = max(trial.max_new_tokens for trial in trials)
         prefix_capacity = max(len(trial.prompt) for trial in trials) - 1
         prefixes = queue.counts() if self._share else [1] * len(trials)
         self.batch_size = self._most or self._fitting(trials, prefixes, capacity, prefix_capacity, recorder)
-        least = LEAST_ROWS[self.device.type]
-        tiles, rows = dimensions(prefixes, max(self.batch_size, least))
-        tiles = max(tiles, -(-least // rows))
-        return Batch(
-            tiles, rows, prefix_capacity, capacity, self.layout.n_layers, recorder, bank=self.bank, device=self.device
-        )
+        made_of = {
+            "prefix_capacity": prefix_capacity,
+            "capacity": capacity,
+            "n_layers": self.layout.n_layers,
+            "recorder": recorder,
+            "bank": self.bank,
+            "device": self.device,
+        }
+        return self.batch_size, prefixes, made_of
 
     def _fitting(
         self, trials: list[Trial], prefixes: list[int], capacity: int, prefix_capacity: int, recorder: Recorder
@@ -209,7 +250,8 @@ class TorchEngine:
         memory = BatchMemory.estimate(self.model, capacity, prefix_capacity, recorder.capture, widest)
         devices = {*self.layout.devices}
         free = len(devices) * min(free_bytes(device) for device in devices)  # a split model's cache is split too
-        return choose_batch_size(memory, prefixes, self.device, free=free)
+        shape = branches if self._branching else dimensions
+        return choose_batch_size(memory, prefixes, self.device, free=free, shape=shape)
 
     def _step_of(self, batch: Batch, queue: TrialQueue) -> Callable[[Plan], None]:
         """The batch's step; on CUDA a recording of it, made for all trials that are left."""
