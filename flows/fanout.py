@@ -84,6 +84,7 @@ class FanOut:
                 self._log.warning("runs whose process was killed are closed: %s", ", ".join(closed))
         except Exception as error:  # of the picture, not of the work
             self._log.warning("dead runs could not be closed: %s", error)
+        self._open.push_async_callback(self._launcher.close)
         self._open.push_async_callback(self._launcher.sweep, this_flow_run.get_id())
         rows = slot_rows if self._launcher.leases_this_host else None
         await self._open.enter_async_context(published(self._progress, this_flow_run.get_flow_name(), rows))

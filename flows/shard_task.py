@@ -149,6 +149,7 @@ class Shard:
             threads=lease.threads,
             batch_size=self.stage.batch_size,
             environment=registry.environment(self._spec),
+            preload=registry.kind(self._spec.task).preload,
         )
 
 

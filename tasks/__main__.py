@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Mapping
 
 from tasks.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EXIT_TRANSIENT, shown
+from tasks.fork_server import serve
 from tasks.places.arguments import Parser, location
 from tasks.places.credentials import hidden
 from tasks.progress import EventHandler, Report, take_stdout
@@ -32,6 +33,10 @@ than processors. Its usual 300,000 burn most of a machine that has other work, t
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    if options.command == "fork-server":
+        os.environ |= thread_settings(options.threads, os.environ)
+        serve(options.socket, main)
+        return EXIT_OK
     if options.command == "verify":
         return _verify(options.store, repair=options.repair)
     report = take_stdout()
@@ -136,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--batch-size", type=_positive, metavar="N", help="sequences in one forward pass")
     run.add_argument("--threads", type=_positive, metavar="N", help="CPU threads")
     run.add_argument("--exit-with-parent", action="store_true", help="end when standard input is closed")
+    forks = commands.add_parser("fork-server", help="fork for each shard that a flow asks for; started by flows")
+    forks.add_argument("socket", type=int, help="number of an open Unix socket")
+    forks.add_argument("--store", metavar="STORE", help="of the shards; for those who look at the list of processes")
+    forks.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of each shard")
     return parser
 
 

@@ -25,6 +25,9 @@ LARGEST_BATCH = 65_536
 TORCH = "torch"
 """The environment that most shards run in: the installed extra `tasks`."""
 
+MODELS = ("tasks.models.load",)
+"""`TaskKind.preload` of shards that load a model: torch, transformers and peft."""
+
 
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes.
@@ -96,6 +99,8 @@ class TaskKind:
     """``"module:function"``, imported only in the process that runs the shard."""
     always_run: bool = False
     """Computed every time although a manifest exists, for cheap checks of the outside world."""
+    preload: tuple[str, ...] = ()
+    """Modules that take long to import and that many kinds need: a launcher may have them loaded before."""
     environment: Callable[[Any], str] = lambda params: TORCH
     """Name of the environment (set of installed packages) that runs a shard with these parameters.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from flows.holders import domain, holder_lives
@@ -83,6 +83,10 @@ class Labels:
         """The labels that a process carries, None for one that is not a shard's."""
         return cls._of(environment, lambda name: cls.PREFIX + name.upper())
 
+    def of_all_shards(self) -> Labels:
+        """What a process carries that serves all shards of the flow run, and so each of its forks."""
+        return replace(self, task_run="", stage="", shard=f"a shard of flow run {self.flow_run}", slots="")
+
     def as_labels(self) -> dict[str, str]:
         """Labels of a container: "tomograph.flow_run" and so on."""
         return {self.NAMESPACE + name: value for name, value in vars(self).items()}
@@ -117,6 +121,8 @@ class ShardRun:
     batch_size: int | None = None
     environment: str = TORCH
     """Name of the environment that the kind of shard asks for."""
+    preload: tuple[str, ...] = ()
+    """Modules that may be loaded before the shard starts."""
 
     @property
     def store(self) -> str:
@@ -225,6 +231,9 @@ class Launcher(abc.ABC, Generic[HandleT]):
 
         Returns the names of the shards that were stopped.
         """
+
+    async def close(self) -> None:
+        """End what serves several shards. None runs any more."""
 
 
 def code_of_container(status: int) -> int:

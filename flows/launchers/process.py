@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil
 
-from flows.launchers import environments
+from flows.launchers import environments, forks
 from flows.launchers.base import STDERR_LINES_KEPT, Exit, Labels, Launcher, ShardRun
 from flows.launchers.environments import REPOSITORY
 from flows.launchers.events import LINE_LIMIT, event_of
+from flows.launchers.forks import Fork, ForkServer
 from flows.slots import Lease, SlotPool, host_slots
 from tasks.gpus import PROMISE
+from tasks.spec import TORCH
 
 STOP_GRACE_SECONDS = 5.0
 REAP_SECONDS = 0.2
@@ -31,7 +33,7 @@ OUT_OF_MEMORY = "was killed because the machine ran out of memory; give it fewer
 class ShardProcess:
     """A running shard. Its stdin stays open: the child ends when the kernel closes it for a dead flow."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Fork
     ended: asyncio.Task[int]
     stderr: deque[str]
     stderr_reader: asyncio.Task[None]
@@ -40,7 +42,15 @@ class ShardProcess:
 
 
 class ProcessLauncher(Launcher[ShardProcess]):
-    """``python -m tasks`` in a process group of its own."""
+    """``python -m tasks`` in a process group of its own.
+
+    Shards on the CPU are forks of a process that has their libraries loaded (`flows.launchers.forks`). On a GPU each
+    is a process from its start: CUDA does not outlive a fork.
+    """
+
+    def __init__(self) -> None:
+        self._servers: dict[int, ForkServer] = {}
+        """By the threads of their shards: libraries read their number when they are loaded."""
 
     def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
         return host_slots(device, count, threads)
@@ -54,16 +64,7 @@ class ProcessLauncher(Launcher[ShardProcess]):
 
     async def start(self, run: ShardRun, lease: Lease) -> ShardProcess:
         oom_kills_before = _oom_kills()
-        process = await asyncio.create_subprocess_exec(
-            *(*self.program(run.environment), *run.arguments, "--exit-with-parent"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=_environment(run, lease),
-            pass_fds=lease.filenos(),
-            start_new_session=True,
-            limit=LINE_LIMIT,
-        )
+        process = await self._forked(run, lease) if _forks(run) else await self._spawned(run, lease)
         stderr: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         return ShardProcess(
             process,
@@ -73,6 +74,29 @@ class ProcessLauncher(Launcher[ShardProcess]):
             oom_kills_before=oom_kills_before,
             failure={},
         )
+
+    async def _spawned(self, run: ShardRun, lease: Lease) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(*self.program(run.environment), *run.arguments, "--exit-with-parent"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(run, lease),
+            pass_fds=lease.filenos(),
+            start_new_session=True,
+            limit=LINE_LIMIT,
+        )
+
+    async def _forked(self, run: ShardRun, lease: Lease) -> Fork:
+        server = self._servers.setdefault(run.threads, ForkServer())
+        arguments = [*run.arguments, "--exit-with-parent"]
+        environment = _environment(run, lease) | run.labels.of_all_shards().as_environment()
+        program = (*self.program(run.environment), "fork-server", "--store", run.store, "--threads", str(run.threads))
+        return await server.fork(program, arguments, environment, run.preload, lease.filenos())
+
+    async def close(self) -> None:
+        for server in self._servers.values():
+            await server.close()
 
     async def follow(self, handle: ShardProcess) -> AsyncIterator[dict[str, Any]]:
         async for line in _lines(handle.process.stdout):
@@ -108,7 +132,11 @@ class ProcessLauncher(Launcher[ShardProcess]):
         return sorted({shard for _, shard in found})
 
 
-async def _reap(process: asyncio.subprocess.Process) -> int:
+def _forks(run: ShardRun) -> bool:
+    return forks.AVAILABLE and run.device == "cpu" and run.environment == TORCH
+
+
+async def _reap(process: asyncio.subprocess.Process | Fork) -> int:
     """Wait for the shard, then end the helpers it left behind: they would hold its slot and its pipes.
 
     ``Process.wait`` alone waits for the pipes too (before Python 3.12), so for the helpers.

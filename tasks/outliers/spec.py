@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.models.spec import ModelRef
 from tasks.places.location import Location
-from tasks.spec import TaskKind
+from tasks.spec import MODELS, TaskKind
 
 PROSE = "embedded:prose"
 """The text that is always there: topics of Python's documentation."""
@@ -168,9 +168,11 @@ class AblationParams(BaseModel):
     settings: AblationSettings
 
 
-PREPARE = TaskKind("outliers.prepare", 1, PrepareParams, "tasks.outliers.run_prepare:run", always_run=True)
-SCAN = TaskKind("outliers.scan", 2, ScanParams, "tasks.outliers.run_scan:run")
-SUMMARY = TaskKind("outliers.summary", 2, SummaryParams, "tasks.outliers.run_summary:run")
-ABLATION = TaskKind("outliers.ablation", 1, AblationParams, "tasks.outliers.run_ablation:run")
+PREPARE = TaskKind(
+    "outliers.prepare", 1, PrepareParams, "tasks.outliers.run_prepare:run", always_run=True, preload=MODELS
+)
+SCAN = TaskKind("outliers.scan", 2, ScanParams, "tasks.outliers.run_scan:run", preload=MODELS)
+SUMMARY = TaskKind("outliers.summary", 2, SummaryParams, "tasks.outliers.run_summary:run", preload=MODELS)
+ABLATION = TaskKind("outliers.ablation", 1, AblationParams, "tasks.outliers.run_ablation:run", preload=MODELS)
 
 KINDS = (PREPARE, SCAN, SUMMARY, ABLATION)

@@ -47,8 +47,8 @@ def baseline(prompt: str) -> Cell:
 def study_cells(p: TrialsParams, candidates: list[dict]) -> list[Cell]:
     """Cells of a shard, in their order.
 
-    `candidates`: rows of the input table, in its order; arms `feature` and `random` take `p.start` to `p.stop`,
-    arm `reconstruction` every layer that a row of the table lives on.
+    `candidates`: rows of the input table, in its order; arms `feature` and `random` take `p.start` to `p.stop`, on the
+    `prompts` of the row where it names some, arm `reconstruction` every layer that a row of the table lives on.
     """
     cells: list[Cell] = []
     for arm in p.arms:
@@ -58,7 +58,9 @@ def study_cells(p: TrialsParams, candidates: list[dict]) -> list[Cell]:
             elif arm == "reconstruction":
                 cells.extend(_reconstruction(p, prompt.name, candidates))
             else:
-                chosen = candidates[p.start : p.stop]
+                chosen = [
+                    row for row in candidates[p.start : p.stop] if prompt.name in row.get("prompts", [prompt.name])
+                ]
                 cells.extend(cell for row in chosen for cell in _patched(p, prompt.name, arm, row))
     return cells
 

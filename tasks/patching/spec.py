@@ -19,7 +19,7 @@ from tasks.models.spec import ModelRef
 from tasks.patching.scenario import Contrast, Frame, Parser, Prompt, Scenario
 from tasks.places.location import Location
 from tasks.sae.spec import SaeSource
-from tasks.spec import Seed, TaskKind
+from tasks.spec import MODELS, Seed, TaskKind
 
 Scope = Literal["last", "decode", "all"]
 Mode = Literal["keep_error", "reconstruct"]
@@ -401,16 +401,21 @@ class WordsParams(_Model):
 
 
 IDENTIFY = TaskKind("patching.identify", 1, IdentifyParams, "tasks.patching.identify:run", always_run=True)
-PREPARE = TaskKind("patching.prepare", 2, PrepareParams, "tasks.patching.prepare:run")
-CHOICES = TaskKind("patching.choices", 1, ChoicesParams, "tasks.patching.choices:run")
-ACTIVATIONS = TaskKind("patching.activations", 2, ActivationsParams, "tasks.patching.activations:run")
-CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run")
-SCREEN = TaskKind("patching.screen", 2, ScreenParams, "tasks.patching.screen:run")
+PREPARE = TaskKind("patching.prepare", 2, PrepareParams, "tasks.patching.prepare:run", preload=MODELS)
+CHOICES = TaskKind("patching.choices", 1, ChoicesParams, "tasks.patching.choices:run", preload=MODELS)
+ACTIVATIONS = TaskKind("patching.activations", 2, ActivationsParams, "tasks.patching.activations:run", preload=MODELS)
+CONTRAST = TaskKind("patching.contrast", 1, ContrastParams, "tasks.patching.contrast:run", preload=MODELS)
+SCREEN = TaskKind("patching.screen", 2, ScreenParams, "tasks.patching.screen:run", preload=MODELS)
 SURVIVORS = TaskKind("patching.survivors", 2, SurvivorsParams, "tasks.patching.survivors:run")
 TRIALS = TaskKind(
-    "patching.trials", 2, TrialsParams, "tasks.patching.trials:run", environment=lambda params: params.engine
+    "patching.trials",
+    2,
+    TrialsParams,
+    "tasks.patching.trials:run",
+    preload=MODELS,
+    environment=lambda params: params.engine,
 )
-VERDICT = TaskKind("patching.verdict", 2, VerdictParams, "tasks.patching.run_verdict:run")
+VERDICT = TaskKind("patching.verdict", 3, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")
 
 KINDS = (IDENTIFY, PREPARE, CHOICES, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)

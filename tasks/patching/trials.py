@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from tasks.artifacts.shard import Shard
 from tasks.context import ShardContext
 from tasks.engines.bank import Bank
 from tasks.engines.interface import Capture, Engine, Trial, TrialResult
@@ -83,7 +84,7 @@ def run(ctx: ShardContext) -> None:
     contrast, chosen = ctx.input("contrast"), ctx.input("candidates")
     all_candidates = contrast.table("candidates").to_pylist()
     by_index = {row["candidate"]: row for row in all_candidates}
-    candidates = [by_index[index] for index in chosen_candidates(chosen)]
+    candidates = [by_index[row["candidate"]] | row for row in chosen_candidates(chosen)]
     planned = plan(p, candidates, ctx.seed)
     tokenizer = load_tokenizer(p.model)
     prompts = {prompt.name: tuple(encode(tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
@@ -134,10 +135,11 @@ def _generate(
         chunk.commit()
 
 
-def chosen_candidates(shard) -> list[int]:
-    """Candidate numbers in the order of the input: `survivors`, or `confirm` of a verdict."""
-    name = "survivors" if "survivors" in shard.manifest.outputs else "confirm"
-    return shard.table(name, ["candidate"])["candidate"].to_pylist()
+def chosen_candidates(shard: Shard) -> list[dict]:
+    """`candidate` of each row of `survivors`; of a verdict's `confirm` also the `prompts` to repeat it on."""
+    if "survivors" in shard.manifest.outputs:
+        return shard.table("survivors", ["candidate"]).to_pylist()
+    return shard.table("confirm", ["candidate", "prompts"]).to_pylist()
 
 
 class _Writer:

@@ -46,7 +46,14 @@ _STRONGEST = (
 STRONGEST = 3
 POWER = 0.8
 
-CONFIRM_SCHEMA = pa.schema([("candidate", pa.int32()), ("layer", pa.int32()), ("feature", pa.int32())])
+CONFIRM_SCHEMA = pa.schema(
+    [
+        ("candidate", pa.int32()),
+        ("layer", pa.int32()),
+        ("feature", pa.int32()),
+        ("prompts", pa.list_(pa.string())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Verdict:
     """A row per discovery: its effect, `specific` and what it rests on, `label`, and `confirmation_*`, `confirmed`
     (null: not repeated)."""
     confirm: pa.Table
-    """Discovered features to repeat: those with a primary discovery, then the others, smallest q first."""
+    """Discovered features to repeat, each on the prompts of its discoveries: those with a primary discovery, then the
+    others, smallest q first."""
     findings: dict[str, Any]
 
 
@@ -108,7 +116,11 @@ def judge(discovery: pa.Table, confirmation: pa.Table | None, survivors: pa.Tabl
             *(duplicate_alarms(confirmation) if confirmation is not None else []),
         ],
     }
-    first = [{name: row[name] for name in CONFIRM_SCHEMA.names} for row in features]
+    first = [
+        {name: row[name] for name in ("candidate", "layer", "feature")}
+        | {"prompts": sorted({other["prompt"] for other in found if other["candidate"] == row["candidate"]})}
+        for row in features
+    ]
     return Verdict(
         effects,
         controls,

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tasks.models.spec import ModelRef
 from tasks.places.location import Location
-from tasks.spec import TaskKind
+from tasks.spec import MODELS, TaskKind
 
 SaeKind = Literal["train", "llama_scope", "saelens", "gemma_scope", "sparsify", "dictionary_learning"]
 
@@ -104,4 +104,4 @@ class SaeTrainParams(BaseModel):
         return self.settings.precision or ("float32" if self.model.dtype == "float32" else "bfloat16")
 
 
-KINDS = (TaskKind(name="sae.train", version=2, params=SaeTrainParams, entry="tasks.sae.run:run"),)
+KINDS = (TaskKind(name="sae.train", version=2, params=SaeTrainParams, entry="tasks.sae.run:run", preload=MODELS),)

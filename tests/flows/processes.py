@@ -30,6 +30,8 @@ def labelled(text: str) -> list[psutil.Process]:
         try:
             if process.status() == psutil.STATUS_ZOMBIE or text not in " ".join(process.cmdline()):
                 continue
+            if "fork-server" in process.cmdline() and process.parent().cmdline() != process.cmdline():
+                continue  # the server of the forks
             if any(name.startswith(Labels.PREFIX) for name in process.environ()):
                 found.append(process)
         except (psutil.Error, OSError):

@@ -24,7 +24,9 @@ def run_of(store: Store, spec: TaskSpec, flow_run: str = "run", held_by: str = "
 async def driven(
     by: Launcher[HandleT], run: ShardRun, lease: Lease, act: Callable[[HandleT], Awaitable[object]] | None = None
 ) -> tuple[list[dict[str, Any]], Exit]:
-    """Run a shard to its end: its events, and how it ended. ``act`` does something to it at its first progress."""
+    """Run a shard to its end: its events, and how it ended. ``act`` does something to it at its first progress.
+
+    The launcher is closed."""
     events = []
     handle = await by.start(run, lease)
     try:
@@ -36,3 +38,4 @@ async def driven(
         return events, await by.wait(handle)
     finally:
         await by.stop(handle)
+        await by.close()

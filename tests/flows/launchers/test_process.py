@@ -76,7 +76,10 @@ def while_running(
             await act(launcher, handle)
             async for _ in launcher.follow(handle):
                 pass
-            return await launcher.wait(handle)
+            try:
+                return await launcher.wait(handle)
+            finally:
+                await launcher.close()
 
     return asyncio.run(main())
 
@@ -117,7 +120,7 @@ def test_what_the_launcher_knows_wins_over_the_exit_code() -> None:
 
 def test_a_shard_that_cannot_start_shows_its_last_lines(tmp_path: Path) -> None:
     run = run_of(tmp_path, SquaresParams())
-    broken = ShardRun(str(tmp_path / "nowhere"), run.labels, device="cpu", threads=1)
+    broken = ShardRun(str(tmp_path / "nowhere/shards/toy.squares/0/spec.json"), run.labels, device="cpu", threads=1)
     _, end = finish(broken)
     assert isinstance(end.error(), ShardRejected)
     assert "nowhere" in str(end.error())
