@@ -49,6 +49,7 @@ def torch_engine(bench: Bench) -> Callable[[Case], TorchEngine]:
         bench.saes.__getitem__,
         batch_size=case.batch_size,
         end_tokens=case.end_tokens,
+        branching=case.seed % 2 == 0,
     )
 
 

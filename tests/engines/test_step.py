@@ -22,7 +22,9 @@ CAPTURE = Capture(rows=range(6), residual_layers=[1], positions=("decode",))
 
 
 def engine_of(bench: Bench, **options) -> TorchEngine:
-    return TorchEngine(bench.loaded, bench.bank, bench.saes.__getitem__, **{"end_tokens": ()} | options)
+    """As on a GPU: each trial has a row of its own."""
+    defaults = {"end_tokens": (), "branching": False}
+    return TorchEngine(bench.loaded, bench.bank, bench.saes.__getitem__, **defaults | options)
 
 
 def outcome(engine: TorchEngine, trials, capture=CAPTURE):
