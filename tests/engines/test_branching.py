@@ -76,7 +76,7 @@ def test_every_trial_gets_what_it_gets_in_a_row_of_its_own(bench, batch_size, to
 
 
 def test_passes_are_as_wide_as_trials_differ(bench):
-    trials = cells(bench)
+    trials = cells(bench, temperature=0.15)
     with counted_rows(bench) as rows:
         results = outcome(bench, trials, branching=True, batch_size=len(trials))
     beginnings = {(id // OF_A_CELL, result.tokens[:n]) for id, result in results.items() for n in range(8)}
