@@ -9,14 +9,10 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping, Sequence
 
 from flows.launchers.events import LINE_LIMIT
 from tasks.fork_server import MOST_BYTES
-
-AVAILABLE = sys.platform == "linux"
-"""Forks of a process with many libraries are safe there; macOS ends some of them."""
 
 
 class Fork:

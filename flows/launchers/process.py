@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
-from flows.launchers import environments, forks
+from flows.launchers import environments
 from flows.launchers.base import STDERR_LINES_KEPT, Exit, Labels, Launcher, ShardRun
 from flows.launchers.environments import REPOSITORY
 from flows.launchers.events import LINE_LIMIT, event_of
@@ -48,6 +49,9 @@ class ProcessLauncher(Launcher[ShardProcess]):
     is a process from its start: CUDA does not outlive a fork.
     """
 
+    forks: ClassVar[bool] = sys.platform == "linux"
+    """macOS ends some processes that fork with many libraries loaded."""
+
     def __init__(self) -> None:
         self._servers: dict[int, ForkServer] = {}
         """By the threads of their shards: libraries read their number when they are loaded."""
@@ -64,7 +68,8 @@ class ProcessLauncher(Launcher[ShardProcess]):
 
     async def start(self, run: ShardRun, lease: Lease) -> ShardProcess:
         oom_kills_before = _oom_kills()
-        process = await self._forked(run, lease) if _forks(run) else await self._spawned(run, lease)
+        forked = self.forks and run.device == "cpu" and run.environment == TORCH
+        process = await self._forked(run, lease) if forked else await self._spawned(run, lease)
         stderr: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
         return ShardProcess(
             process,
@@ -130,10 +135,6 @@ class ProcessLauncher(Launcher[ShardProcess]):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         return sorted({shard for _, shard in found})
-
-
-def _forks(run: ShardRun) -> bool:
-    return forks.AVAILABLE and run.device == "cpu" and run.environment == TORCH
 
 
 async def _reap(process: asyncio.subprocess.Process | Fork) -> int:

@@ -105,8 +105,8 @@ LIMITS = {"screen": Limits(max_survivors=2, min_effect=0.08), "all": Limits(max_
 class SelectionSettings(_Model):
     """Which candidates are sampled after the screen, and are put to the one test that it predicts for each.
 
-    Few trials cannot confirm a small effect: of two survivors with 250 trials a value, 80 of 100 studies find one that
-    moves a choice by 13 points around 50 %, and 50 of 100 one that moves it by 9. The report says what a study's own
+    Few trials cannot confirm a small effect: of two survivors with 400 trials a value, 80 of 100 studies find one that
+    moves a choice by 10 points around 50 %, and 50 of 100 one that moves it by 7. The report says what a study's own
     trials can detect.
     """
 
@@ -141,7 +141,7 @@ class SelectionSettings(_Model):
 class TrialSettings(_Model):
     """Sampled generations under every condition."""
 
-    trials_per_cell: int = Field(250, ge=1, le=100_000, description="Generations per feature and condition.")
+    trials_per_cell: int = Field(400, ge=1, le=100_000, description="Generations per feature and condition.")
     baseline_trials: int = Field(
         100,
         ge=1,
@@ -186,7 +186,7 @@ class ConfirmSettings(_Model):
     """Repetition of the discoveries on held-out seeds."""
 
     enabled: bool = Field(True, description="Repeat discoveries on seeds that no earlier stage used.")
-    trials_per_cell: int = Field(250, ge=2, le=100_000, description="Generations per feature and condition.")
+    trials_per_cell: int = Field(400, ge=2, le=100_000, description="Generations per feature and condition.")
     max_features: int = Field(20, ge=1, le=100_000, description="At most this many features, smallest q first.")
 
 

@@ -38,6 +38,8 @@ PROMPT = tuple(range(1000, 1150))
 NEW_TOKENS = 100
 SHORT = 30
 """New tokens where only a ratio is wanted."""
+ANSWER = 8
+"""New tokens of an answer whose first ones decide."""
 TRIALS = 128
 ROUNDS = 3
 CAPTURE = Capture(rows=range(2000), positions=("last", "final"))
@@ -50,6 +52,7 @@ def run() -> list[dict]:
     bank = Bank.build(saes.__getitem__, features)
     edits = [Edit(index, 4.0, "decode") for index in range(0, len(bank), 7)]
     engine = TorchEngine(loaded, bank, saes.__getitem__, end_tokens=())
+    a_row_each = TorchEngine(loaded, bank, saes.__getitem__, end_tokens=(), branching=False)
     trials = make_trials([PROMPT], edits, TRIALS, SHORT)
     unedited = make_trials([PROMPT], None, TRIALS, SHORT)
 
@@ -58,9 +61,13 @@ def run() -> list[dict]:
     cached = 1 / _cached_trial(loaded, bank)
     plain, edited, captured = alternating(
         ROUNDS,
-        lambda: trials_per_second(engine, unedited),
-        lambda: trials_per_second(engine, trials),
-        lambda: trials_per_second(engine, trials, CAPTURE),
+        lambda: trials_per_second(a_row_each, unedited),
+        lambda: trials_per_second(a_row_each, trials),
+        lambda: trials_per_second(a_row_each, trials, CAPTURE),
+    )
+    answers = make_trials([PROMPT], None, TRIALS, ANSWER)
+    together, apart = alternating(
+        ROUNDS, lambda: trials_per_second(engine, answers), lambda: trials_per_second(a_row_each, answers)
     )
     screen = _cells_per_second(engine, edits)
     rows = [
@@ -69,6 +76,11 @@ def run() -> list[dict]:
         row("engine against cached batch-1 loop", whole / cached, "x", at_least=8),
         row("screen against sampling 30 trials, cells per second", screen / (whole / 30), "x", at_least=300),
         row("throughput of edited trials, of plain ones", median_ratio(edited, plain), "share", at_least=0.95),
+        row(
+            "short answers of one cell, agreeing ones computed once, against a row each",
+            median_ratio(together, apart),
+            "x",
+        ),
         row("throughput with 2,000 features captured", median_ratio(captured, edited), "share", at_least=0.95),
     ]
     return [{**r, "name": f"engine: {r['name']}"} for r in rows]

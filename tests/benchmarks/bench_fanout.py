@@ -95,6 +95,8 @@ def measure(what: str, store: Path) -> float:
         class NoWork(ProcessLauncher):
             """Starts a process that does nothing, in place of the shard."""
 
+            forks = False
+
             def program(self, environment: str) -> tuple[str, ...]:
                 return ("true",)
 

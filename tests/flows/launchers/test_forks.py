@@ -12,7 +12,6 @@ from typing import TypeVar
 import psutil
 import pytest
 
-from flows.launchers import forks
 from flows.launchers.base import Exit, ShardLost
 from flows.launchers.process import ProcessLauncher, ShardProcess
 from tests.flows.launchers.test_process import lease, run_of
@@ -20,7 +19,7 @@ from tests.flows.processes import labelled, wait_until
 from tests.toy_tasks import SquaresParams
 
 pytestmark = [
-    pytest.mark.skipif(not forks.AVAILABLE, reason="this system's libraries do not survive a fork"),
+    pytest.mark.skipif(not ProcessLauncher.forks, reason="this system's libraries do not survive a fork"),
     pytest.mark.usefixtures("toy_tasks"),
 ]
 
