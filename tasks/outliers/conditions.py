@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 from tasks.outliers.spec import AblationSettings, headline_site
 from tasks.seeds import derive_seed
 
+CONDITIONS = ("none", "systematic", "random_systematic", "largest", "random_largest")
+"""All there are, each beside its control: the order in which they are measured and shown."""
+
 
 @dataclass(frozen=True)
 class Condition:

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from tasks.outliers.examples import FIELDS, NONE, Examples
 from tasks.outliers.merge import over_positions
-from tasks.outliers.spec import ABSOLUTE, MASSIVE, RELATIVE, Criteria, Site
-from tasks.outliers.state import VARIANTS, PartState, SiteState
+from tasks.outliers.spec import ABSOLUTE, MASSIVE, RELATIVE, VARIANTS, Criteria, Site
+from tasks.outliers.state import PartState, SiteState
 from tasks.outliers.tables import ragged, table
 
 _EXAMPLE = pa.struct(

@@ -14,11 +14,10 @@ from tasks.context import ShardContext
 from tasks.outliers import results
 from tasks.outliers.merge import SiteMerger
 from tasks.outliers.pooled import PointName, PooledSite
+from tasks.outliers.results_layout import RESULTS
 from tasks.outliers.routing import experts_table
-from tasks.outliers.spec import Site, SummaryParams
-from tasks.outliers.state import VARIANTS, SiteState, part_of
-
-RESULTS = "final_analysis_results.json"
+from tasks.outliers.spec import VARIANTS, Site, SummaryParams
+from tasks.outliers.state import SiteState, part_of
 
 
 def run(ctx: ShardContext) -> None:

@@ -10,12 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.errors import BadInput
-from tasks.patching.spec import Mode, Phase
+from tasks.patching.spec import HIGH_VS_LOW, Mode, Phase
 from tasks.stats.intervals import newcombe, rate
 from tasks.stats.proportions import Test, exact_test
-
-HIGH_VS_LOW = "high_vs_low"
-"""Both cells hold the same edit and differ in its value alone: the one contrast in which discoveries are made."""
 
 Key = tuple[int, str, str, str]
 """(candidate, prompt, contrast, choice): one test of a study."""

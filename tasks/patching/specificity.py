@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.patching.effects import HIGH_VS_LOW, Feature, count_outcomes, edited
+from tasks.patching.effects import Feature, count_outcomes, edited
 from tasks.patching.families import q_values
+from tasks.patching.spec import HIGH_VS_LOW
 from tasks.stats.intervals import newcombe, rate
 from tasks.stats.linear import linear_function
 

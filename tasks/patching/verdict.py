@@ -19,12 +19,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.patching.effects import HIGH_VS_LOW, Key, key_of, measure_effects
-from tasks.patching.families import FAMILIES, FamilyName, predictions, with_families
+from tasks.patching.effects import Key, key_of, measure_effects
+from tasks.patching.families import predictions, with_families
 from tasks.patching.labels import contradictions, label, label_of_control
 from tasks.patching.replication import check_samples, duplicate_alarms
 from tasks.patching.scenario import INVALID
-from tasks.patching.spec import Phase, VerdictParams
+from tasks.patching.spec import FAMILIES, HIGH_VS_LOW, Family, Phase, VerdictParams
 from tasks.patching.specificity import compare_with_random
 from tasks.stats.power import detectable_difference
 
@@ -155,7 +155,7 @@ def _verdict_row(row: Row, control_of: Mapping[tuple, Row], again: Row | None, p
     return own
 
 
-def _family(name: FamilyName, rows: Sequence[Row], verdict: Sequence[Row], confirmation_ran: bool) -> Row:
+def _family(name: Family, rows: Sequence[Row], verdict: Sequence[Row], confirmation_ran: bool) -> Row:
     """The size of a family, and what came of it; `confirm*` are None if nothing was repeated."""
     members = [row for row in rows if row["family"] == name]
     found = [row for row in verdict if row["family"] == name]
