@@ -77,9 +77,9 @@ def test_run_facts_are_in_one_place(report: Report):
     assert "worker-1" not in report.without_run
 
 
-def test_summary_is_the_whole_content(report: Report):
+def test_content_is_all_that_the_page_shows(report: Report):
     assert render(report.data, RunFacts(stages=[], engines=[], versions={}, hosts=[])).count("<section") == 10
-    assert set(report.shard.manifest.outputs) == {"report.html", "summary"}
+    assert set(report.shard.manifest.outputs) == {"report.html", "summary", "content"}
     assert report.shard.manifest.counts == {"confirmed": 8, "discoveries": 8}
 
 
