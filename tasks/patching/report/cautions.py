@@ -11,6 +11,7 @@ from tasks.artifacts.shard import Shard
 from tasks.patching.report.data import Agreement, ChoiceCell, Detectable, EffectRow, FeatureId, Finding, LayerRow
 from tasks.patching.report.figures.outcomes import describe_cell
 from tasks.patching.scenario import INVALID
+from tasks.patching.tables import TRIALS
 from tasks.report import numbers as fmt
 from tasks.report.records import Caution, note, warning
 from tasks.report.tables import rows, tables
@@ -189,7 +190,7 @@ def relative_deltas(trials: Iterable[Shard]) -> dict[int, float]:
     """Median length of a feature edit's step against the residual vector, by candidate."""
     parts = [
         table.filter(pc.equal(table["arm"], "feature"))
-        for table in tables(trials, "trials", ["arm", "candidate", "relative_delta"])
+        for table in tables(trials, TRIALS, ["arm", "candidate", "relative_delta"])
     ]
     if not parts:
         return {}

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.artifacts.shard import Shard
+from tasks.patching import tables
 from tasks.patching.report import screened
 from tasks.patching.report.cautions import cautions, relative_deltas
 from tasks.patching.report.data import (
@@ -40,6 +41,7 @@ from tasks.patching.report.screened import candidate_points, dose_curves, exact_
 from tasks.patching.report.sentences import headline, what_to_change
 from tasks.patching.scenario import INVALID
 from tasks.patching.spec import ReportParams
+from tasks.patching.tables import CANDIDATES, CONTROLS, EFFECTS, FEATURES, SURVIVORS, VERDICT, WORDS, probability
 from tasks.patching.tryout import Tryout
 from tasks.report.settings import flat
 from tasks.report.sources import sources, totals
@@ -89,21 +91,21 @@ class Study:
 def collect(study: Study, params: ReportParams, seed: int) -> ReportData:
     """Everything the report shows; equal shards give equal data, whatever machine or day they come from."""
     choices = [*params.choices, INVALID]
-    kept = rows(study.survivors.table("survivors"))
+    kept = rows(SURVIVORS.read(study.survivors))
     ids = {row["candidate"]: feature_id(row) for row in kept}
-    known = measured(read([study.verdict], "effects"), read([study.verdict], "controls"))
+    known = measured(read([study.verdict], EFFECTS), read([study.verdict], CONTROLS))
     about = setup(study, params, seed)
-    found = findings(read([study.verdict], "verdict"), known, about)
+    found = findings(read([study.verdict], VERDICT), known, about)
     judged = study.verdict.json("findings")
     screened_in_all = screen_result(study.survivors.json("screen"))
     detectable = judged["detectable"] and Detectable(**judged["detectable"])
     best = strongest(found)
 
-    columns = ["candidate", "prompt", "arm", "dose", "value", *(f"p_{choice}" for choice in choices)]
-    screen = list(read(study.screen, "screen", columns))
+    columns = ["candidate", "prompt", "arm", "dose", "value", *map(probability, choices)]
+    screen = list(read(study.screen, tables.screen(params.choices), columns))
     cells = screened.cells(screen)
     exact = exact_effects(cells, choices)
-    candidates = rows(study.contrast.table("candidates"))
+    candidates = rows(CANDIDATES.read(study.contrast))
     by_effect = screened.by_effect(exact, candidates)
     shown_first = list(dict.fromkeys([*(f.id for f in best), *ids.values(), *by_effect]))
 
@@ -195,12 +197,13 @@ def family_numbers(family: dict) -> FamilyNumbers:
 
 def layer_rows(study: Study, alpha: float, survivors: set[int], discovered: set[int]) -> list[LayerRow]:
     """The search by layer: how many features passed each stage."""
-    features = study.contrast.table("features", ["layer", "q"])
+    features = FEATURES.read(study.contrast, ["layer", "q"])
     significant = pc.fill_null(pc.less_equal(features["q"], alpha), False).cast(pa.int64())
     searched = features.append_column("significant", significant).group_by("layer")
     counted = rows(searched.aggregate([([], "count_all"), ("significant", "sum")]))
-    candidates = rows(study.contrast.table("candidates", ["candidate", "layer"]))
-    quality = {r["layer"]: r for r in read([study.saes] if study.saes else [], "quality")}
+    candidates = rows(CANDIDATES.read(study.contrast, ["candidate", "layer"]))
+    trained = rows(study.saes.table("quality")) if study.saes else []
+    quality = {row["layer"]: row for row in trained}
 
     def among(layer: int, chosen: set[int] | None = None) -> int:
         return sum(r["layer"] == layer and (chosen is None or r["candidate"] in chosen) for r in candidates)
@@ -222,7 +225,7 @@ def layer_rows(study: Study, alpha: float, survivors: set[int], discovered: set[
 def word_rows(words: Shard, alpha: float, order: Sequence[int]) -> list[WordRow]:
     """Words that passed, by feature (in the order given), contrast, and size of the effect."""
     rank = {candidate: i for i, candidate in enumerate(order)}
-    passed = [r for r in read([words], "words") if r["q"] is not None and r["q"] <= alpha]
+    passed = [r for r in read([words], WORDS) if r["q"] is not None and r["q"] <= alpha]
     passed.sort(
         key=lambda r: (
             rank.get(r["candidate"], len(rank)),
@@ -263,7 +266,7 @@ def setup(study: Study, params: ReportParams, seed: int) -> Setup:
     fingerprints = prepared["sae_fingerprints"]
     tryouts = [Tryout.model_validate(one) for one in study.choices.json("tryouts")] if study.choices else []
     tried = {tryout.prompt: tryout.in_words() for tryout in tryouts}
-    units = study.contrast.table("candidates", ["unit"])["unit"].unique().to_pylist()
+    units = CANDIDATES.read(study.contrast, ["unit"])["unit"].unique().to_pylist()
     source = params.model
     name = source.source + (f"@{source.revision}" if source.revision else "")
     return Setup(

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from tasks.artifacts.shard import Shard
 from tasks.patching.cells import baseline_condition, patched_condition
 from tasks.patching.report.data import Example, ExampleColumn, ExampleSet, FeatureId
+from tasks.patching.tables import TRIALS
 from tasks.report.tables import Row, rows, tables
 
 LENGTH = 600
@@ -58,7 +59,7 @@ def visible(text: str) -> str:
 def _rows(trials: Iterable[Shard], candidates: set[int], per_condition: int) -> list[Row]:
     """Rows of the first trials of baselines and of the given candidates' feature arms."""
     found = []
-    for table in tables(trials, "trials", _COLUMNS):
+    for table in tables(trials, TRIALS, _COLUMNS):
         numbers = pa.array(sorted(candidates), table.schema.field("candidate").type)
         edited = pc.and_(pc.equal(table["arm"], "feature"), pc.is_in(table["candidate"], value_set=numbers))
         wanted = pc.and_(

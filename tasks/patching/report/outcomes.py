@@ -10,6 +10,7 @@ from tasks.artifacts.shard import Shard
 from tasks.patching.report.data import ChoiceCell, Rate
 from tasks.patching.scenario import INVALID
 from tasks.patching.spec import ARMS
+from tasks.patching.tables import TRIALS
 from tasks.report.tables import rows, tables
 
 _COLUMNS = ("prompt", "arm", "layer", "choice")
@@ -18,7 +19,7 @@ _COLUMNS = ("prompt", "arm", "layer", "choice")
 def choice_cells(trials: Iterable[Shard], prompts: Sequence[str]) -> list[ChoiceCell]:
     """Counts by prompt and arm; reconstruction by layer too. Edited arms hold all features and values together."""
     totals: dict[tuple[str, str, int | None], dict[str, int]] = {}
-    for table in tables(trials, "trials", _COLUMNS):
+    for table in tables(trials, TRIALS, _COLUMNS):
         counted = table.append_column("one", pa.array([1] * len(table), pa.int64())).group_by(list(_COLUMNS))
         for row in rows(counted.aggregate([("one", "sum")])):
             layer = row["layer"] if row["arm"] == "reconstruction" else None

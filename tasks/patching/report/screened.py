@@ -8,6 +8,7 @@ from tasks.patching.report.data import CandidatePoint, DoseCurve, FeatureId
 from tasks.patching.report.effects import feature_id
 from tasks.patching.scenario import INVALID
 from tasks.patching.spec import PATCHED_ARMS, Arm
+from tasks.patching.tables import probability
 from tasks.report.tables import Row
 
 Cells = Mapping[tuple[int, str, str, float], Row]
@@ -21,7 +22,7 @@ def cells(screen: Iterable[Row]) -> Cells:
 def baselines(screen: Iterable[Row], choices: Sequence[str]) -> dict[tuple[str, str], float]:
     """P(choice) without an edit, by (prompt, choice)."""
     plain = [r for r in screen if r["arm"] == "baseline"]
-    return {(r["prompt"], c): r[f"p_{c}"] for r in plain for c in choices}
+    return {(r["prompt"], c): r[probability(c)] for r in plain for c in choices}
 
 
 def exact_effects(found: Cells, choices: Sequence[str], arm: Arm = "feature") -> dict[tuple[int, str, str], float]:
@@ -31,7 +32,7 @@ def exact_effects(found: Cells, choices: Sequence[str], arm: Arm = "feature") ->
         low = found.get((candidate, prompt, own_arm, 0.0))
         if own_arm == arm and dose == 1.0 and low is not None:
             for choice in choices:
-                effects[candidate, prompt, choice] = high[f"p_{choice}"] - low[f"p_{choice}"]
+                effects[candidate, prompt, choice] = high[probability(choice)] - low[probability(choice)]
     return effects
 
 
@@ -65,8 +66,8 @@ def dose_curves(
                     choice=choice,
                     doses=doses,
                     values=[row["value"] for row in feature],
-                    feature=[row[f"p_{choice}"] for row in feature],
-                    random=[None if row is None else row[f"p_{choice}"] for row in random],
+                    feature=[row[probability(choice)] for row in feature],
+                    random=[None if row is None else row[probability(choice)] for row in random],
                     baseline=plain.get((prompt, choice)),
                 )
                 for choice in choices

@@ -17,6 +17,7 @@ from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.store import Store
 from tasks.artifacts.writer import ShardWriter
 from tasks.models.spec import ModelRef
+from tasks.patching import tables
 from tasks.patching.spec import (
     ReportParams,
     SelectionSettings,
@@ -26,7 +27,7 @@ from tasks.patching.spec import (
     WordsSettings,
 )
 from tasks.patching.survivors import choose_survivors, rank_by_effect, summary
-from tasks.patching.trials import SCHEMA
+from tasks.patching.tables import CANDIDATES, FEATURES, TRIALS
 from tasks.patching.tryout import Answer, NextToken, Tryout
 from tasks.patching.verdict import judge
 from tasks.patching.words import word_effects
@@ -127,16 +128,17 @@ def contrast(world: World) -> Stage:
     n = len(LAYERS) * D_SAE
     p = rng.uniform(size=n) ** 1.3
     features = {
-        "layer": np.repeat(LAYERS, D_SAE).astype(np.int32),
-        "feature": np.tile(np.arange(D_SAE), len(LAYERS)).astype(np.int32),
-        "n_low": np.full(n, 150, np.int32),
-        "n_high": np.full(n, 150, np.int32),
+        "layer": np.repeat(LAYERS, D_SAE),
+        "feature": np.tile(np.arange(D_SAE), len(LAYERS)),
+        "unit": ["raw_residual"] * n,
+        "n_low": np.full(n, 150),
+        "n_high": np.full(n, 150),
         "mean_low": rng.gamma(1, 0.2, n),
         "mean_high": rng.gamma(1, 0.2, n),
         "sd_low": rng.gamma(1, 0.2, n),
         "sd_high": rng.gamma(1, 0.2, n),
-        "active_low": rng.integers(0, 150, n).astype(np.int32),
-        "active_high": rng.integers(0, 150, n).astype(np.int32),
+        "active_low": rng.integers(0, 150, n),
+        "active_high": rng.integers(0, 150, n),
         "t": rng.normal(size=n),
         "df": np.full(n, 290.0),
         "p": p,
@@ -148,7 +150,7 @@ def contrast(world: World) -> Stage:
         if key in by_key:
             features["d"][i], features["q"][i] = by_key[key]["d"], by_key[key]["q"]
     return Stage(
-        tables={"features": pa.table(features), "candidates": pa.Table.from_pylist(world.candidates)},
+        tables={"features": FEATURES.from_columns(features), "candidates": CANDIDATES.from_rows(world.candidates)},
         counts={"features": n, "candidates": len(world.candidates)},
     )
 
@@ -194,7 +196,7 @@ def screen(world: World, candidates: list[dict], first: bool = True) -> Stage:
             for arm in ("feature", "random"):
                 for dose in DOSES:
                     add(prompt, arm, c, c["layer"], dose)
-    return Stage(tables={"screen": pa.Table.from_pylist(rows)}, counts={"cells": len(rows)})
+    return Stage(tables={"screen": tables.screen(CHOICES).from_rows(rows)}, counts={"cells": len(rows)})
 
 
 def trials(world: World, phase: str, chosen: list[dict], n: int) -> Stage:
@@ -262,7 +264,7 @@ def trials(world: World, phase: str, chosen: list[dict], n: int) -> Stage:
                 for arm in ("feature", "random"):
                     for trial in range(n):
                         add(prompt, f"{prompt}_with_{group}_patch", arm, c, c["layer"], group, trial)
-    return Stage(tables={"trials": pa.Table.from_pylist(rows, schema=SCHEMA)}, counts={"trials": len(rows)})
+    return Stage(tables={"trials": TRIALS.from_rows(rows)}, counts={"trials": len(rows)})
 
 
 def quality() -> Stage:
