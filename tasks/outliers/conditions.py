@@ -35,6 +35,10 @@ class Found:
     """The systematic ones among them."""
 
 
+FOUND_BY = ("site", "positions", "dim", "systematic", "occurrences", "max_magnitude")
+"""Columns of table `dimensions` that `found_dims` reads."""
+
+
 def found_dims(dimensions: pa.Table, summary: Mapping[str, Any]) -> Found:
     """dimensions, summary: outputs of `outliers.summary`."""
     site = headline_site(summary["sites"])

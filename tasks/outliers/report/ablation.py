@@ -5,14 +5,15 @@ from __future__ import annotations
 from tasks.artifacts.shard import Shard
 from tasks.outliers.conditions import CONDITIONS
 from tasks.outliers.report.data import Ablation, Effect
+from tasks.outliers.tables import ABLATION, DIMS, EFFECTS
 from tasks.report.tables import rows
 
 
 def ablation(shard: Shard) -> Ablation:
     """Effects by condition, and the tokens they were measured on."""
-    measured = rows(shard.table("ablation", ["condition", "sequence", "tokens"]))
+    measured = rows(ABLATION.read(shard, ["condition", "sequence", "tokens"]))
     plain = {r["sequence"]: r["tokens"] for r in measured if r["condition"] == "none"}
-    zeroed = {r["condition"]: r["dims"] for r in rows(shard.table("dims")) if not r["draw"]}
+    zeroed = {r["condition"]: r["dims"] for r in rows(DIMS.read(shard)) if not r["draw"]}
     found = [
         Effect(
             condition=r["condition"],
@@ -27,7 +28,7 @@ def ablation(shard: Shard) -> Ablation:
             top1_low=r["top1_change_low"],
             top1_high=r["top1_change_high"],
         )
-        for r in rows(shard.table("effects"))
+        for r in rows(EFFECTS.read(shard))
     ]
     found.sort(key=lambda e: CONDITIONS.index(e.condition))
     return Ablation(

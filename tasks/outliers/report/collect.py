@@ -24,6 +24,7 @@ from tasks.outliers.report.data import (
 from tasks.outliers.report.sentences import detail, model_headline, sweep_findings, sweep_headline, sweep_lead
 from tasks.outliers.report.sites import Limits, sites
 from tasks.outliers.spec import Criteria, ExaminedModel, ReportParams
+from tasks.outliers.tables import EXPERTS, MASSIVE_ACTIVATIONS
 from tasks.report.settings import flat
 from tasks.report.sources import sources
 from tasks.report.tables import Row, rows
@@ -165,7 +166,7 @@ def _experts_in_words(experts: Mapping[str, Any] | None) -> str | None:
 def massive_rows(summary: Shard) -> list[Massive]:
     """Massive activations by site and dimension, largest first."""
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
-    for row in rows(summary.table("massive")):
+    for row in rows(MASSIVE_ACTIVATIONS.read(summary)):
         groups[row["site"], row["dim"]].append(row)
     return sorted((_massive(*key, found) for key, found in groups.items()), key=lambda m: (-m.max_magnitude, m.dim))
 
@@ -202,9 +203,9 @@ def _without_median(one: Mapping[str, Any]) -> dict[str, Any]:
 
 def experts(summary: Shard) -> list[Expert]:
     """Experts by layer, routed ones in order before the shared ones; empty for a dense model."""
-    if "experts" not in summary:
+    if EXPERTS.name not in summary:
         return []
-    found = [_expert(row) for row in rows(summary.table("experts"))]
+    found = [_expert(row) for row in rows(EXPERTS.read(summary))]
     return sorted(found, key=lambda e: (e.layer, e.kind == "shared", e.expert))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tasks.artifacts.shard import Shard
 from tasks.outliers.report.data import Counts, Dimension, Example, HeatMap, Point, Site
 from tasks.outliers.spec import SITES, VARIANTS, Variant
+from tasks.outliers.tables import DIMENSION_POINTS, DIMENSIONS, POINTS, SEQUENCES
 from tasks.report.tables import Row, rows
 
 
@@ -30,7 +31,7 @@ class Limits:
 def sites(summary: Shard, about: Mapping[str, Any], limits: Limits) -> list[Site]:
     """All watched sites, the headline site first."""
     by_site: dict[str, dict[str, list[Row]]] = {
-        name: _by_site(rows(summary.table(name))) for name in ("points", "dimensions", "dimension_points", "sequences")
+        table.name: _by_site(rows(table.read(summary))) for table in (POINTS, DIMENSIONS, DIMENSION_POINTS, SEQUENCES)
     }
     headline: Variant = about["headline"]
     return [

@@ -15,10 +15,17 @@ from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.store import Store
 from tasks.artifacts.writer import ShardWriter
 from tasks.outliers.effects import effects
-from tasks.outliers.pooled import DIMENSION_POINTS, DIMENSIONS, MASSIVE_ACTIVATIONS, POINTS
-from tasks.outliers.run_ablation import ABLATION, DIMS
 from tasks.outliers.spec import VARIANTS, Criteria, TextSource
-from tasks.outliers.tables import SEQUENCES
+from tasks.outliers.tables import (
+    ABLATION,
+    DIMENSION_POINTS,
+    DIMENSIONS,
+    DIMS,
+    EXPERTS,
+    MASSIVE_ACTIVATIONS,
+    POINTS,
+    SEQUENCES,
+)
 from tasks.spec import InputRef, TaskSpec
 
 
@@ -120,7 +127,7 @@ class SiteTables:
         return np.stack([self.shares(hits[:, [b]])[2] for b in range(self.world.sequences)])
 
     def dimensions(self) -> pa.Table:
-        return pa.Table.from_pylist([r for v in VARIANTS for r in self._dimensions(v)], schema=DIMENSIONS)
+        return DIMENSIONS.from_rows([r for v in VARIANTS for r in self._dimensions(v)])
 
     def _dimensions(self, variant: str) -> list[dict]:
         start = int(variant != "all")
@@ -194,7 +201,7 @@ class SiteTables:
             for dim in self.kept()
             for point in range(len(self.points))
         ]
-        return pa.Table.from_pylist(rows, schema=DIMENSION_POINTS)
+        return DIMENSION_POINTS.from_rows(rows)
 
     def points_table(self) -> pa.Table:
         size = np.abs(self.x)
@@ -215,7 +222,7 @@ class SiteTables:
             }
             for i, (name, layer, kind) in enumerate(self.points)
         ]
-        return pa.Table.from_pylist(rows, schema=POINTS)
+        return POINTS.from_rows(rows)
 
     def massive(self) -> pa.Table:
         rows = [
@@ -231,7 +238,7 @@ class SiteTables:
             }
             for point, dim in np.argwhere(self.hits[2].any((1, 2)))
         ]
-        return pa.Table.from_pylist(rows, schema=MASSIVE_ACTIVATIONS)
+        return MASSIVE_ACTIVATIONS.from_rows(rows)
 
     def nearest_massive(self) -> dict[str, Any] | None:
         size, c = np.abs(self.x), self.world.criteria
@@ -265,7 +272,7 @@ class SiteTables:
             }
             for b in range(self.world.sequences)
         ]
-        return pa.Table.from_pylist(rows, schema=SEQUENCES)
+        return SEQUENCES.from_rows(rows)
 
     def facts(self, variant: str) -> dict[str, Any]:
         """Numbers of the json `summary`."""
@@ -410,7 +417,7 @@ def experts(world: World) -> pa.Table:
                     "outlier_rate_out": min(out, n) / n if n else None,
                 }
             )
-    return pa.Table.from_pylist(rows)
+    return EXPERTS.from_rows(rows)
 
 
 def ablation(world: World, systematic: list[int], found: list[int], largest: int = 7) -> Stage:
@@ -451,8 +458,8 @@ def ablation(world: World, systematic: list[int], found: list[int], largest: int
                         "correct": tokens // 3,
                     }
                 )
-    table = pa.Table.from_pylist(rows, schema=ABLATION)
-    made = {"ablation": table, "dims": pa.Table.from_pylist(dims, schema=DIMS), "effects": effects(table, world.seed)}
+    table = ABLATION.from_rows(rows)
+    made = {"ablation": table, "dims": DIMS.from_rows(dims), "effects": effects(table, world.seed)}
     return Stage(tables=made, counts={"sequences": world.sequences})
 
 
