@@ -13,11 +13,10 @@ from pydantic import Field, TypeAdapter
 from flows import outliers_plan as plan
 from flows.execution import Execution, StoreLocation
 from flows.fanout import FanOut, StageFailed, sweep
+from flows.outcome import Outcome, publish
 from flows.outliers_model import ModelRun
-from flows.outliers_outcome import publish
-from flows.outliers_plan import Examination, Examined, Failure, OutlierSettings, SweepModel
+from flows.outliers_plan import Examination, OutlierSettings, SweepModel
 from flows.planning import as_study
-from flows.reports import Outcome
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import EXIT_FAILED, BadInput
@@ -72,14 +71,12 @@ async def outliers(
     todo = plan.examinations(settings)
     _check(execution, todo)
     target = Store(store)
-    page, examined, failures = await _study(settings, todo, target, execution)
-    return await publish(page, target, plan.study_name(settings.models), examined, failures)
+    page = await _study(settings, todo, target, execution)
+    return await publish(page, target, plan.study_name(settings.models), "outliers")
 
 
-async def _study(
-    settings: OutlierSettings, todo: Sequence[Examination], store: Store, execution: Execution
-) -> tuple[Shard, list[Examined], list[Failure]]:
-    """Examine all models and return the shard of the report, with what it is about."""
+async def _study(settings: OutlierSettings, todo: Sequence[Examination], store: Store, execution: Execution) -> Shard:
+    """Examine all models and return the shard of the report."""
     models = [ModelRun(one, store, alone=len(todo) == 1) for one in todo]
     stages = [title for model in models for title in model.titles]
     async with FanOut(store, execution, [*stages, "report"]) as fan:
@@ -94,7 +91,7 @@ async def _study(
         if not examined:
             raise _none_examined(models)
         [report] = await fan.run("report", [plan.report_of(settings, examined, failures)], gpus=0, check=True)
-    return Shard(store, report.spec.path), examined, failures
+    return Shard(store, report.spec.path)
 
 
 def _none_examined(models: Sequence[ModelRun]) -> Exception:

@@ -14,14 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.planning import cut, flat, last_part, refs
+from flows.planning import cut, last_part, refs
 from flows.reports import slug
 from tasks.artifacts.manifest import Manifest
 from tasks.errors import BadInput
 from tasks.models.spec import ModelRef
 from tasks.outliers import spec as kinds
 from tasks.outliers.spec import SITES, AblationSettings, Criteria, Site, TextSource
-from tasks.report import spec as report
 from tasks.spec import LARGEST_BATCH, Seed, TaskSpec
 
 # A scan is cut where the pieces are worth it. A shard loads the model, and on a GPU that takes as long as reading some
@@ -208,17 +207,18 @@ def study_name(models: Sequence[SweepModel]) -> str:
 
 
 def report_of(settings: OutlierSettings, examined: Sequence[Examined], failures: Sequence[Failure]) -> TaskSpec:
-    params = report.OutliersReportParams(
+    params = kinds.ReportParams(
         models=[
-            report.ExaminedModel(
+            kinds.ExaminedModel(
                 name=one.examination.name,
                 source=one.examination.model.source,
+                folder=one.examination.folder,
                 ablation=one.ablation is not None,
             )
             for one in examined
         ],
         failures=[
-            report.FailedModel(
+            kinds.FailedModel(
                 name=failure.examination.name,
                 source=failure.examination.model.source,
                 stage=failure.stage,
@@ -226,11 +226,11 @@ def report_of(settings: OutlierSettings, examined: Sequence[Examined], failures:
             )
             for failure in failures
         ],
-        settings=flat(settings.model_dump(mode="json", exclude={"models"})),
+        settings=settings.model_dump(mode="json", exclude={"models"}),
     )
     inputs = {
         "prepared": refs(one.prepared for one in examined),
         "summary": refs(one.summary for one in examined),
         "ablation": refs(one.ablation for one in examined if one.ablation is not None),
     }
-    return report.OUTLIERS.spec(params, {name: found for name, found in inputs.items() if found}, settings.seed)
+    return kinds.REPORT.spec(params, {name: found for name, found in inputs.items() if found}, settings.seed)

@@ -11,9 +11,9 @@ from flows import patching_plan as plan
 from flows.engines import require, with_engine
 from flows.execution import Execution, StoreLocation
 from flows.fanout import FanOut, sweep
-from flows.patching_outcome import publish
+from flows.outcome import Outcome, publish
 from flows.planning import as_study, last_part
-from flows.reports import Outcome, slug
+from flows.reports import slug
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
@@ -118,7 +118,7 @@ async def patching(
     )
     target = Store(store)
     page = await _study(settings, target, execution)
-    return await publish(page, target, study_name(model, scenario))
+    return await publish(page, target, study_name(model, scenario), "patching")
 
 
 async def _study(settings: StudySettings, store: Store, execution: Execution) -> Shard:

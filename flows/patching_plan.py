@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.planning import cut, flat, refs
+from flows.planning import cut, refs
 from tasks.artifacts.manifest import Manifest
 from tasks.patching import spec as kinds
 from tasks.patching.group_prompts import contrast_prompts
 from tasks.patching.scenario import Scenario
-from tasks.patching.spec import Arm, Phase, StudySettings
-from tasks.report import spec as report
+from tasks.patching.spec import PATCHED_ARMS, PLAIN_ARMS, Arm, Phase, StudySettings
 from tasks.sae import spec as sae
 from tasks.sae.corpus import library_fingerprint
 from tasks.spec import InputRef, TaskSpec
@@ -31,8 +30,6 @@ FEWEST_TRIALS_PER_SHARD = 4_096
 MOST_TRIALS_PER_SHARD = 16_384
 
 VALUES = 2  # low and high
-PATCHED_ARMS: tuple[Arm, ...] = ("feature", "random")
-PLAIN_ARMS: tuple[Arm, ...] = ("baseline", "reconstruction")
 
 Inputs = dict[str, InputRef | list[InputRef]]
 
@@ -200,7 +197,7 @@ class Plan:
 
     def report(self, inputs: Inputs) -> TaskSpec:
         s = self.settings
-        params = report.PatchingReportParams(
+        params = kinds.ReportParams(
             question=self.scenario.description,
             model=s.model,
             saes=_in_words(s.saes),
@@ -210,9 +207,9 @@ class Plan:
             **self._groups(),
             alpha=s.verdict.alpha,
             words_alpha=s.words.alpha,
-            settings=flat(s.model_dump(mode="json")),
+            settings=s.model_dump(mode="json"),
         )
-        return report.PATCHING.spec(params, inputs, s.seed)
+        return kinds.REPORT.spec(params, inputs, s.seed)
 
     def _patched(
         self, phase: Phase, arms: Sequence[Arm], candidates: int, per_cell: int, inputs: Inputs

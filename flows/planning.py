@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,17 +24,6 @@ def cut(total: int, pieces: int) -> list[tuple[int, int]]:
 
 def refs(manifests: Iterable[Manifest]) -> list[InputRef]:
     return [manifest.ref for manifest in manifests]
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted names; what is empty is left out."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        elif value not in (None, {}, []):
-            found[prefix + name] = value
-    return found
 
 
 def as_study(kind: type[StudyT], **parameters: object) -> StudyT:

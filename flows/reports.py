@@ -1,4 +1,4 @@
-"""What a flow returns: its findings in words, and where its report is and how a browser opens it."""
+"""What a report is called, and the address by which a browser opens it."""
 
 from __future__ import annotations
 
@@ -9,31 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import BaseModel
-from rich.console import Console
-from rich.text import Text
-
 URL = "TOMOGRAPH_REPORTS_URL"
 FOLDER = "TOMOGRAPH_REPORTS_FOLDER"
-
-
-class Outcome(BaseModel):
-    """The result of a flow: what was found, strongest first, what failed, and the path or URL of the report."""
-
-    headline: str
-    findings: list[str]
-    failures: list[str] = []
-    report: str
-
-    def print(self, console: Console) -> None:
-        console.print()
-        console.print(Text(self.headline, "bold"))
-        for number, sentence in enumerate(self.findings, start=1):
-            console.print(Text(f"{number}. {sentence}"))
-        for failure in self.failures:
-            console.print(Text(f"failed: {failure}", "yellow"))
-        console.print()
-        console.print(Text("report: ").append(self.report, "cyan"), soft_wrap=True)
 
 
 def slug(text: str) -> str:

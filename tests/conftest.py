@@ -1,4 +1,4 @@
-"""Fixtures for all rooms: a store on disk, a real S3 server, and the toy tasks."""
+"""Fixtures for all rooms: a store on disk, a real S3 server, a browser, and the toy tasks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import tests.interpreted_triton  # noqa: F401  isort: skip
 
 import itertools
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import s3fs
@@ -19,6 +21,9 @@ from tasks.artifacts.store import Store
 from tests.requirements import need
 from tests.s3_server import S3Server, running_s3_server, weed
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 _bucket_numbers = itertools.count()
 
 
@@ -26,6 +31,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "s3_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.s3)
+
+
+CHROMIUM_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")  # no longer: playwright leaves an event loop running in the thread of the tests
+def browser() -> Iterator[Browser]:
+    """A browser to open reports in."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    need("browser", path is not None, "apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

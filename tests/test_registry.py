@@ -10,7 +10,7 @@ from tasks.errors import BadInput
 
 def test_kinds_of_the_rooms() -> None:
     found = registry.kinds()
-    assert {"sae.train", "patching.prepare", "patching.trials", "report.patching"} <= found.keys()
+    assert {"sae.train", "patching.prepare", "patching.trials", "patching.report"} <= found.keys()
     assert all(name == kind.name for name, kind in found.items())
     assert registry.kind("patching.trials") is found["patching.trials"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+TASKS = REPOSITORY / "tasks"
 
 # vLLM has an environment of its own; what needs it is imported where it is.
 # Entry points run on import of `__main__` guards only, so every module can be imported.
@@ -55,7 +57,36 @@ def test_tasks_import_no_orchestration() -> None:
     assert forbidden_after_importing("tasks", ORCHESTRATION) == []
 
 
-LIGHT = ("tasks.spec", "tasks.registry", "tasks.artifacts.catalog", "tasks.artifacts.shard", "tasks.patching.identify")
+def imported(module: Path) -> set[str]:
+    """Dotted names of all that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_no_room_leans_on_the_room_of_another_job() -> None:
+    """A job is a room with a report of its own; what two jobs need is in a shared room."""
+    jobs = {report.parent.name for report in TASKS.glob("*/report") if any(report.glob("*.py"))}
+    assert {"patching", "outliers"} <= jobs
+    for module in TASKS.rglob("*.py"):
+        own = module.relative_to(TASKS).parts[0]
+        rooms = {name.split(".")[1] for name in imported(module) if name.startswith("tasks.")}
+        assert rooms & jobs <= {own}, module
+
+
+LIGHT = (
+    "tasks.report.summary",
+    "tasks.spec",
+    "tasks.registry",
+    "tasks.artifacts.catalog",
+    "tasks.artifacts.shard",
+    "tasks.patching.identify",
+)
 
 
 @pytest.mark.parametrize("module", LIGHT)

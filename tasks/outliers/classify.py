@@ -14,8 +14,7 @@ from torch import Tensor
 
 from tasks.outliers.fold import PartReductions
 from tasks.outliers.reductions import FIRST_VALUES
-from tasks.outliers.spec import ABSOLUTE, Criteria
-from tasks.outliers.state import VARIANTS
+from tasks.outliers.spec import ABSOLUTE, VARIANTS, Criteria
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 from tasks.outliers.spec import AblationSettings, headline_site
 from tasks.seeds import derive_seed
 
+CONDITIONS = ("none", "systematic", "random_systematic", "largest", "random_largest")
+"""All there are, each beside its control: the order in which they are measured and shown."""
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -30,6 +33,10 @@ class Found:
     systematic: list[int]
     with_outliers: list[int]
     """The systematic ones among them."""
+
+
+FOUND_BY = ("site", "positions", "dim", "systematic", "occurrences", "max_magnitude")
+"""Columns of table `dimensions` that `found_dims` reads."""
 
 
 def found_dims(dimensions: pa.Table, summary: Mapping[str, Any]) -> Found:

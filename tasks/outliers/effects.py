@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import stats
 
+from tasks.outliers.tables import EFFECTS
 from tasks.seeds import derive_seed
 
 Floats = NDArray[np.float64]
@@ -18,22 +19,6 @@ CONFIDENCE = 0.95
 RESAMPLES = 9_999
 RESAMPLED_AT_ONCE = 2**22
 """Numbers drawn together, of all resamples."""
-
-SCHEMA = pa.schema(
-    [
-        ("condition", pa.string()),
-        ("n_dims", pa.int32()),
-        ("draws", pa.int32()),
-        ("perplexity", pa.float64()),
-        ("perplexity_ratio", pa.float64()),
-        ("perplexity_ratio_low", pa.float64()),
-        ("perplexity_ratio_high", pa.float64()),
-        ("top1_probability", pa.float64()),
-        ("top1_change", pa.float64()),
-        ("top1_change_low", pa.float64()),
-        ("top1_change_high", pa.float64()),
-    ]
-)
 
 
 def effects(ablation: pa.Table, seed: int) -> pa.Table:
@@ -68,7 +53,7 @@ def effects(ablation: pa.Table, seed: int) -> pa.Table:
         rows.append(
             {key: value if not isinstance(value, float) or np.isfinite(value) else None for key, value in row.items()}
         )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return EFFECTS.from_rows(rows)
 
 
 def _per_sequence(ablation: pa.Table, condition: str) -> tuple[Floats, Floats, Floats, int, int]:

@@ -10,83 +10,10 @@ import pyarrow as pa
 
 from tasks.outliers.examples import FIELDS, NONE, Examples
 from tasks.outliers.merge import over_positions
-from tasks.outliers.spec import ABSOLUTE, MASSIVE, RELATIVE, Criteria, Site
-from tasks.outliers.state import VARIANTS, PartState, SiteState
-from tasks.outliers.tables import ragged, table
-
-_EXAMPLE = pa.struct(
-    [("value", pa.float32()), ("point", pa.int32()), ("sequence", pa.int32()), ("position", pa.int32())]
-)
-
-DIMENSIONS = pa.schema(
-    [
-        ("site", pa.string()),
-        ("positions", pa.string()),
-        ("dim", pa.int32()),
-        ("systematic", pa.bool_()),
-        ("layer_share", pa.float64()),
-        ("position_share", pa.float64()),
-        ("mean_point_share", pa.float64()),
-        ("max_point_share", pa.float64()),
-        ("max_magnitude", pa.float32()),
-        ("occurrences", pa.int64()),
-        ("positive", pa.int64()),
-        ("negative", pa.int64()),
-        ("relative_systematic", pa.bool_()),
-        ("relative_layer_share", pa.float64()),
-        ("relative_position_share", pa.float64()),
-        ("relative_occurrences", pa.int64()),
-        ("massive_occurrences", pa.int64()),
-        ("max_over_rms", pa.float32()),
-        ("max_over_median", pa.float32()),
-        ("sequences", pa.int32()),
-        ("recurrence", pa.float64()),
-        ("examples", pa.list_(_EXAMPLE)),
-        ("first_values", pa.list_(pa.float32())),
-    ]
-)
-
-DIMENSION_POINTS = pa.schema(
-    [
-        ("site", pa.string()),
-        ("dim", pa.int32()),
-        ("point", pa.int32()),
-        ("occurrences", pa.int64()),
-        ("occurrences_without_first", pa.int64()),
-        ("max_magnitude", pa.float32()),
-        ("max_magnitude_without_first", pa.float32()),
-    ]
-)
-
-POINTS = pa.schema(
-    [
-        ("site", pa.string()),
-        ("point", pa.int32()),
-        ("name", pa.string()),
-        ("layer", pa.int32()),
-        ("kind", pa.string()),
-        ("values", pa.int64()),
-        ("outliers", pa.int64()),
-        ("outliers_without_first", pa.int64()),
-        ("max_magnitude", pa.float32()),
-        ("max_magnitude_without_first", pa.float32()),
-        ("nan", pa.int64()),
-        ("inf", pa.int64()),
-    ]
-)
-
-MASSIVE_ACTIVATIONS = pa.schema(
-    [
-        ("site", pa.string()),
-        ("point", pa.int32()),
-        ("name", pa.string()),
-        ("layer", pa.int32()),
-        ("dim", pa.int32()),
-        ("occurrences", pa.int64()),
-        ("at_first_position", pa.int64()),
-        ("max_magnitude", pa.float32()),
-    ]
-)
+from tasks.outliers.single_sequences import ragged
+from tasks.outliers.spec import ABSOLUTE, MASSIVE, RELATIVE, VARIANTS, Criteria, Site
+from tasks.outliers.state import PartState, SiteState
+from tasks.outliers.tables import DIMENSION_POINTS, DIMENSIONS, EXAMPLE, MASSIVE_ACTIVATIONS, POINTS
 
 
 @dataclass(frozen=True)
@@ -144,7 +71,7 @@ class PooledSite:
             "examples": _examples(part.largest),
             "first_values": ragged(part.first.value, part.first.point != NONE),
         }
-        return table(DIMENSIONS, columns)
+        return DIMENSIONS.from_columns(columns)
 
     def _shares(self, part: PartState, variant: str, criterion: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of each dimension: share of points, share of positions, and whether both reach the criteria."""
@@ -178,7 +105,7 @@ class PooledSite:
             "max_magnitude": everywhere.peak[dims].reshape(-1),
             "max_magnitude_without_first": rest.peak[dims].reshape(-1),
         }
-        return table(DIMENSION_POINTS, columns)
+        return DIMENSION_POINTS.from_columns(columns)
 
     def points_table(self) -> pa.Table:
         """One row for each point, over all dimensions."""
@@ -198,7 +125,7 @@ class PooledSite:
             "nan": self.state.nan,
             "inf": self.state.inf,
         }
-        return table(POINTS, columns)
+        return POINTS.from_columns(columns)
 
     def massive(self) -> pa.Table:
         """Massive activations (Sun et al. 2024, arXiv 2402.17762, section 2), by point and dimension."""
@@ -215,7 +142,7 @@ class PooledSite:
             "at_first_position": first.count[dim, MASSIVE, point],
             "max_magnitude": part.massive_peak[dim, point],
         }
-        return table(MASSIVE_ACTIVATIONS, columns)
+        return MASSIVE_ACTIVATIONS.from_columns(columns)
 
     def nearest_massive(self) -> dict[str, object] | None:
         """What comes nearest to a massive activation, where none is one; None too where no value is an outlier.
@@ -267,5 +194,5 @@ ONE_SIDED = 0.9
 def _examples(examples: Examples) -> pa.ListArray:
     there = examples.point != NONE
     offsets = np.concatenate([[0], np.cumsum(there.sum(1))]).astype(np.int32)
-    values = [pa.array(getattr(examples, name)[there], _EXAMPLE.field(name).type) for name in FIELDS]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(values, fields=list(_EXAMPLE)))
+    values = [pa.array(getattr(examples, name)[there], EXAMPLE.field(name).type) for name in FIELDS]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(values, fields=list(EXAMPLE)))

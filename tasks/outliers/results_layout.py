@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+RESULTS = "final_analysis_results.json"
+"""What the file is called wherever it lies."""
+
 NAME, VERSION = "outlier-results", 2
 """The old layout, with every occurrence, counts as the first version."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.models.experts import MoeBlock, Routing
+from tasks.outliers.tables import EXPERTS
 
 FIELDS = ("tokens", "weight", "tokens_with_outlier_in", "outliers_in", "tokens_with_outlier_out", "outliers_out")
 WEIGHT_UNIT = 2**24
@@ -92,7 +93,7 @@ def experts_table(
             rows.append(_row(layer, SHARED, "shared", of_layer[-1], tokens, 1.0))
     if not entering:
         rows = [row | dict.fromkeys(_ENTERING) for row in rows]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    return EXPERTS.from_rows(rows)
 
 
 def _row(layer: int, expert: int, kind: str, fields: np.ndarray, tokens: int, expected: float) -> dict:
@@ -111,21 +112,4 @@ def _row(layer: int, expert: int, kind: str, fields: np.ndarray, tokens: int, ex
     }
 
 
-_SCHEMA = pa.schema(
-    [
-        ("layer", pa.int32()),
-        ("expert", pa.int32()),
-        ("kind", pa.string()),
-        ("tokens", pa.int64()),
-        ("share", pa.float64()),
-        ("expected_share", pa.float64()),
-        ("mean_weight", pa.float64()),
-        ("tokens_with_outlier_in", pa.int64()),
-        ("outliers_in", pa.int64()),
-        ("tokens_with_outlier_out", pa.int64()),
-        ("outliers_out", pa.int64()),
-        ("outlier_rate_in", pa.float64()),
-        ("outlier_rate_out", pa.float64()),
-    ]
-)
 _ENTERING = ("tokens_with_outlier_in", "outliers_in", "outlier_rate_in")

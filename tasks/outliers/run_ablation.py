@@ -9,30 +9,17 @@ import pyarrow as pa
 from tasks.context import ShardContext
 from tasks.models.load import load
 from tasks.outliers.ablation import Ablation, Measured
-from tasks.outliers.conditions import Condition, conditions, found_dims
+from tasks.outliers.conditions import FOUND_BY, Condition, conditions, found_dims
 from tasks.outliers.effects import effects
 from tasks.outliers.spec import AblationParams
-
-ABLATION = pa.schema(
-    [
-        ("condition", pa.string()),
-        ("draw", pa.int32()),
-        ("n_dims", pa.int32()),
-        ("sequence", pa.int32()),
-        ("tokens", pa.int32()),
-        ("nll", pa.float64()),
-        ("top1_probability", pa.float64()),
-        ("correct", pa.int32()),
-    ]
-)
-DIMS = pa.schema([("condition", pa.string()), ("draw", pa.int32()), ("dims", pa.list_(pa.int32()))])
+from tasks.outliers.tables import ABLATION, DIMENSIONS, DIMS, EFFECTS
 
 
 def run(ctx: ShardContext) -> None:
     """Tables `ablation` (a row per condition, draw and sequence), `dims`, `effects`. A chunk per condition and draw."""
     p: AblationParams = ctx.params
     prepared, summary = ctx.input("prepared"), ctx.input("summary")
-    found = found_dims(summary.table("dimensions"), summary.json("summary"))
+    found = found_dims(DIMENSIONS.read(summary, FOUND_BY), summary.json("summary"))
     plan = conditions(found, prepared.json("study")["model_info"]["d_model"], p.settings, ctx.seed)
     sequences = prepared.table("sequences", ["tokens"]).slice(0, p.settings.sequences)["tokens"].to_pylist()
     ablation = None
@@ -47,11 +34,11 @@ def run(ctx: ShardContext) -> None:
             ctx.progress(before + done, len(plan) * len(sequences), "sequences", name)
 
         measured = ablation.measure(sequences, condition.dims, tell)
-        chunk.table("ablation", _rows(condition, measured))
-        chunk.table("dims", pa.Table.from_pylist([_dims(condition)], schema=DIMS))
+        chunk.table(ABLATION.name, _rows(condition, measured))
+        chunk.table(DIMS.name, DIMS.from_rows([_dims(condition)]))
         chunk.count(conditions=1, tokens=sum(one.tokens for one in measured))
         chunk.commit()
-    ctx.table("effects", effects(ctx.committed.table("ablation"), ctx.seed))
+    ctx.table(EFFECTS.name, effects(ABLATION.read(ctx.committed), ctx.seed))
     ctx.count(sequences=len(sequences))
     if ablation is not None:
         ctx.note("batch_size", ablation.batch_size)
@@ -72,7 +59,7 @@ def _rows(condition: Condition, measured: Sequence[Measured]) -> pa.Table:
         }
         for sequence, one in enumerate(measured)
     ]
-    return pa.Table.from_pylist(rows, schema=ABLATION)
+    return ABLATION.from_rows(rows)
 
 
 def _dims(condition: Condition) -> dict:

@@ -14,9 +14,10 @@ from tasks.models.load import LoadedModel, load
 from tasks.models.memory import is_out_of_memory
 from tasks.outliers.merge import SiteMerger
 from tasks.outliers.scan import Scanner, SiteResult
+from tasks.outliers.single_sequences import point_names, sequence_rows, systematic_rows
 from tasks.outliers.spec import ScanParams, Site
 from tasks.outliers.state import joined
-from tasks.outliers.tables import point_names, sequence_rows, systematic_rows
+from tasks.outliers.tables import POINT_NAMES, SEQUENCES, SYSTEMATIC
 
 BATCHES_PER_CHUNK = 4
 
@@ -44,9 +45,9 @@ def run(ctx: ShardContext) -> None:
             scan.add(batch, summary)
             ctx.progress(done + at + len(batch), len(sequences), "sequences")
         chunk.tensors("state", summary.arrays())
-        chunk.table("points", point_names(scan.scanner.points))
-        chunk.table("systematic", pa.concat_tables(summary.systematic))
-        chunk.table("sequences", pa.concat_tables(summary.sequences))
+        chunk.table(POINT_NAMES.name, point_names(scan.scanner.points))
+        chunk.table(SYSTEMATIC.name, pa.concat_tables(summary.systematic))
+        chunk.table(SEQUENCES.name, pa.concat_tables(summary.sequences))
         chunk.count(sequences=len(mine), tokens=sum(len(tokens) for _, tokens in mine))
         chunk.commit()
 

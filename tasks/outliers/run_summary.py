@@ -14,11 +14,20 @@ from tasks.context import ShardContext
 from tasks.outliers import results
 from tasks.outliers.merge import SiteMerger
 from tasks.outliers.pooled import PointName, PooledSite
+from tasks.outliers.results_layout import RESULTS
 from tasks.outliers.routing import experts_table
-from tasks.outliers.spec import Site, SummaryParams
-from tasks.outliers.state import VARIANTS, SiteState, part_of
-
-RESULTS = "final_analysis_results.json"
+from tasks.outliers.spec import VARIANTS, Site, SummaryParams
+from tasks.outliers.state import SiteState, part_of
+from tasks.outliers.tables import (
+    DIMENSION_POINTS,
+    DIMENSIONS,
+    EXPERTS,
+    MASSIVE_ACTIVATIONS,
+    POINT_NAMES,
+    POINTS,
+    SEQUENCES,
+    SYSTEMATIC,
+)
 
 
 def run(ctx: ShardContext) -> None:
@@ -29,17 +38,17 @@ def run(ctx: ShardContext) -> None:
     states, routing = _merged(ctx, scans, p.sites)
     sites = [PooledSite(site, states[site], _points(scans[0], site), p.criteria) for site in p.sites]
     tables = {
-        "dimensions": pa.concat_tables(site.dimensions() for site in sites),
-        "dimension_points": pa.concat_tables(site.dimension_points() for site in sites),
-        "points": pa.concat_tables(site.points_table() for site in sites),
-        "massive": pa.concat_tables(site.massive() for site in sites),
-        "systematic": pa.concat_tables(scan.table("systematic") for scan in scans),
-        "sequences": pa.concat_tables(scan.table("sequences") for scan in scans),
+        DIMENSIONS.name: pa.concat_tables(site.dimensions() for site in sites),
+        DIMENSION_POINTS.name: pa.concat_tables(site.dimension_points() for site in sites),
+        POINTS.name: pa.concat_tables(site.points_table() for site in sites),
+        MASSIVE_ACTIVATIONS.name: pa.concat_tables(site.massive() for site in sites),
+        SYSTEMATIC.name: pa.concat_tables(SYSTEMATIC.read(scan) for scan in scans),
+        SEQUENCES.name: pa.concat_tables(SEQUENCES.read(scan) for scan in scans),
     }
     experts = None
     if len(routing["layers"]):
         per_token = int(routing["per_token"][0])
-        tables["experts"] = experts_table(
+        tables[EXPERTS.name] = experts_table(
             routing["layers"], routing["n_experts"], per_token, routing["counts"], entering="norms" in p.sites
         )
         experts = {
@@ -78,7 +87,7 @@ def _chunks(scans: Sequence[Shard]) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _points(scan: Shard, site: Site) -> list[PointName]:
-    rows = next(scan.tables("points")).to_pylist()
+    rows = next(scan.tables(POINT_NAMES.name)).to_pylist()
     return [PointName(row["name"], row["layer"], row["kind"]) for row in rows if row["site"] == site]
 
 
@@ -89,6 +98,7 @@ def _summary(
     prepared = ctx.input("prepared")
     study = prepared.json("study")
     known = ("model", "model_info", "parameters", "active_parameters", "quantization", "bos", "longest", "warnings")
+    pairs = tables[SYSTEMATIC.name]
     broken = {name: int(sum(getattr(site.state, name).sum() for site in sites)) for name in ("nan", "inf")}
     return {
         "name": p.name,
@@ -105,7 +115,7 @@ def _summary(
         **broken,
         "sites": {
             site.site: {
-                variant: site.facts(variant) | _of_pairs(tables["systematic"], site.site, variant, p.criteria.headline)
+                variant: site.facts(variant) | _of_pairs(pairs, site.site, variant, p.criteria.headline)
                 for variant in VARIANTS
             }
             for site in sites

@@ -20,8 +20,8 @@ from tasks.outliers.classify import Pairs, pairs, shares
 from tasks.outliers.fold import first_of, fold, rest_of
 from tasks.outliers.reductions import SiteBuffers, Thresholds
 from tasks.outliers.routing import RoutingTally
-from tasks.outliers.spec import Criteria, Site, headline_site
-from tasks.outliers.state import VARIANTS, SiteState
+from tasks.outliers.spec import VARIANTS, Criteria, Site, headline_site
+from tasks.outliers.state import SiteState
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from tasks.models.spec import ModelRef
 from tasks.places.location import Location
@@ -17,6 +17,10 @@ PROSE = "embedded:prose"
 Site = Literal["norms", "residual"]
 """What is watched: `norms`, what enters each block's attention and FFN; `residual`, what leaves each block."""
 SITES: tuple[Site, ...] = ("norms", "residual")
+
+Variant = Literal["all", "without_first"]
+"""Of every result: of all positions, or of all but the first of each sequence."""
+VARIANTS: tuple[Variant, ...] = ("all", "without_first")
 
 Criterion = Literal["absolute", "relative", "massive"]
 CRITERIA: tuple[Criterion, ...] = ("absolute", "relative", "massive")
@@ -97,7 +101,7 @@ class Criteria(BaseModel):
     )
 
     @property
-    def headline(self) -> str:
+    def headline(self) -> Variant:
         """The variant whose results are called systematic: "all" positions, or "without_first"."""
         return "all" if self.first_position else "without_first"
 
@@ -168,11 +172,49 @@ class AblationParams(BaseModel):
     settings: AblationSettings
 
 
+class ExaminedModel(BaseModel):
+    """A model that was examined."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="What the model is called.")
+    source: Location = Field(description="Where it came from.")
+    folder: str = Field(min_length=1, description="Folder of its results, beside the page.")
+    ablation: bool = Field(False, description="Its functional check ran.")
+
+
+class FailedModel(BaseModel):
+    """A model that was asked for and could not be examined."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="What the model is called.")
+    source: Location = Field(description="Where it was to come from.")
+    stage: str = Field(description="Stage that failed.")
+    reason: str = Field(description="Why, in words.")
+
+
+class ReportParams(BaseModel):
+    """What a report on systematic outliers says beyond its tables.
+
+    Inputs: the lists `prepared` and `summary`, one of each per model and in their order; `ablation`, of those models
+    whose functional check ran, in order. A list without shards may be left out.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = Field("Systematic outlier dimensions", min_length=1, description="Title of the page.")
+    models: list[ExaminedModel] = Field(description="Models in the order to show.")
+    failures: list[FailedModel] = Field(default_factory=list, description="Models that failed.")
+    settings: dict[str, JsonValue] = Field(default_factory=dict, description="Everything that was asked for.")
+
+
 PREPARE = TaskKind(
     "outliers.prepare", 1, PrepareParams, "tasks.outliers.run_prepare:run", always_run=True, preload=MODELS
 )
 SCAN = TaskKind("outliers.scan", 2, ScanParams, "tasks.outliers.run_scan:run", preload=MODELS)
 SUMMARY = TaskKind("outliers.summary", 2, SummaryParams, "tasks.outliers.run_summary:run", preload=MODELS)
 ABLATION = TaskKind("outliers.ablation", 1, AblationParams, "tasks.outliers.run_ablation:run", preload=MODELS)
+REPORT = TaskKind("outliers.report", 1, ReportParams, "tasks.outliers.report.run:run")
 
-KINDS = (PREPARE, SCAN, SUMMARY, ABLATION)
+KINDS = (PREPARE, SCAN, SUMMARY, ABLATION, REPORT)

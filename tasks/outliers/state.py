@@ -20,8 +20,6 @@ from tasks.outliers.examples import Examples
 from tasks.outliers.nearest import Nearest
 from tasks.outliers.spec import CRITERIA
 
-VARIANTS = ("all", "without_first")
-
 Arrays = Mapping[str, np.ndarray]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from tasks.context import ShardContext
 from tasks.models.batching import residuals_at_last_token
 from tasks.models.load import load
 from tasks.patching.frame import encode
 from tasks.patching.group_prompts import contrast_prompts
 from tasks.patching.spec import ActivationsParams
+from tasks.patching.tables import PROMPTS
 
 PROMPTS_PER_CHUNK = 64
 DEFAULT_BATCH_SIZE = 16
@@ -28,17 +27,13 @@ def run(ctx: ShardContext) -> None:
         residual = residuals_at_last_token(loaded, tokens, p.layers, batch_size)
         chunk.tensors("residuals", {"residual": residual})
         ids = range(p.start + first, p.start + first + len(block))
-        chunk.table(
-            "prompts",
-            pa.table(
-                {
-                    "prompt_id": pa.array(ids, pa.int64()),
-                    "group": pa.array([prompt.group for prompt in block], pa.string()),
-                    "text": pa.array([prompt.text for prompt in block], pa.string()),
-                    "n_tokens": pa.array([len(t) for t in tokens], pa.int32()),
-                }
-            ),
-        )
+        columns = {
+            "prompt_id": ids,
+            "group": [prompt.group for prompt in block],
+            "text": [prompt.text for prompt in block],
+            "n_tokens": [len(t) for t in tokens],
+        }
+        chunk.table(PROMPTS.name, PROMPTS.from_columns(columns))
         chunk.count(prompts=len(block))
         chunk.commit()
         ctx.progress(first + len(block), len(prompts), unit="prompts")

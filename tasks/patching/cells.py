@@ -1,7 +1,6 @@
 """The cells of a study: every condition of every prompt, as edits of bank rows.
 
-Conditions are named after the prompt and the contrast group whose mean is patched in: `safe_with_risky_patch`. Arm
-`random` has the conditions of arm `feature`, written along the candidate's control direction.
+Arm `random` has the conditions of arm `feature`, written along the candidate's control direction.
 """
 
 from __future__ import annotations
@@ -39,9 +38,19 @@ class Cell:
         return trial_seed(run_seed, phase, self.prompt, self.condition, self.arm, self.feature_key, trial)
 
 
+def baseline_condition(prompt: str) -> str:
+    """ "safe" -> "safe_baseline" """
+    return f"{prompt}_baseline"
+
+
+def patched_condition(prompt: str, group: str) -> str:
+    """With the mean of a contrast group patched in: "safe", "risky" -> "safe_with_risky_patch"."""
+    return f"{prompt}_with_{group}_patch"
+
+
 def baseline(prompt: str) -> Cell:
     """The prompt as it is, without an edit."""
-    return Cell(prompt, f"{prompt}_baseline", "baseline", None)
+    return Cell(prompt, baseline_condition(prompt), "baseline", None)
 
 
 def study_cells(p: TrialsParams, candidates: list[dict]) -> list[Cell]:
@@ -78,7 +87,7 @@ def _patched(p: TrialsParams, prompt: str, arm: Arm, row: dict) -> list[Cell]:
     return [
         Cell(
             prompt,
-            f"{prompt}_with_{group}_patch",
+            patched_condition(prompt, group),
             arm,
             Edit(bank_row, row[f"value_{side}"], p.scope, p.mode),
             row["candidate"],

@@ -13,6 +13,7 @@ from tasks.context import ShardContext
 from tasks.engines.bank import Bank
 from tasks.patching.dictionaries import sae_cache
 from tasks.patching.spec import ContrastParams, ContrastSettings
+from tasks.patching.tables import CANDIDATES, FEATURES, PROMPTS
 from tasks.sae.sae import SAE
 from tasks.stats.fdr import benjamini_hochberg
 from tasks.stats.means import Moments, cohens_d, welch
@@ -27,7 +28,7 @@ def run(ctx: ShardContext) -> None:
     """
     p: ContrastParams = ctx.params
     shards = ctx.inputs("activations")
-    group = np.concatenate([shard.table("prompts", ["group"])["group"].to_numpy() for shard in shards])
+    group = np.concatenate([PROMPTS.read(shard, ["group"])["group"].to_numpy() for shard in shards])
     residual = torch.cat([chunk["residual"] for shard in shards for chunk in shard.torch_tensors("residuals")])
     saes = sae_cache(ctx, p.saes)
     per_layer = []
@@ -40,8 +41,8 @@ def run(ctx: ShardContext) -> None:
     candidates = choose_candidates(features, p.settings)
     rows = zip(candidates["layer"].to_pylist(), candidates["feature"].to_pylist(), strict=True)
     bank = Bank.build(saes.get, rows).with_random_controls(ctx.seed)
-    ctx.table("features", features)
-    ctx.table("candidates", candidates)
+    ctx.table(FEATURES.name, FEATURES.checked(features))
+    ctx.table(CANDIDATES.name, candidates)
     ctx.tensors("bank", bank.tensors())
     ctx.count(features=len(features), candidates=len(candidates), layers=len(p.saes.layers))
 
@@ -116,9 +117,9 @@ def choose_candidates(features: pa.Table, settings: ContrastSettings) -> pa.Tabl
     rank = np.arange(len(layer)) - np.repeat(starts, np.diff(np.append(starts, len(layer))))
     chosen = kept.take(order[rank < settings.top_k_per_layer])
     n = len(chosen)
-    return pa.table(
+    return CANDIDATES.from_columns(
         {
-            "candidate": pa.array(np.arange(n), pa.int32()),
+            "candidate": np.arange(n),
             "layer": chosen["layer"],
             "feature": chosen["feature"],
             "unit": chosen["unit"],
@@ -127,8 +128,8 @@ def choose_candidates(features: pa.Table, settings: ContrastSettings) -> pa.Tabl
             "d": chosen["d"],
             "p": chosen["p"],
             "q": chosen["q"],
-            "bank_row": pa.array(np.arange(n), pa.int32()),
-            "control_row": pa.array(np.arange(n) + n, pa.int32()),
+            "bank_row": np.arange(n),
+            "control_row": np.arange(n) + n,
         }
     )
 

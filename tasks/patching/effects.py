@@ -10,42 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.errors import BadInput
-from tasks.patching.spec import Mode, Phase
+from tasks.patching.spec import HIGH_VS_LOW, Mode, Phase
+from tasks.patching.tables import MEASURED
 from tasks.stats.intervals import newcombe, rate
 from tasks.stats.proportions import Test, exact_test
-
-HIGH_VS_LOW = "high_vs_low"
-"""Both cells hold the same edit and differ in its value alone: the one contrast in which discoveries are made."""
 
 Key = tuple[int, str, str, str]
 """(candidate, prompt, contrast, choice): one test of a study."""
 
 CELL = ("prompt", "arm", "candidate", "layer", "value_name")
 """Trials that agree in these columns are samples of one rate."""
-
-SCHEMA = pa.schema(
-    [
-        ("phase", pa.string()),
-        ("candidate", pa.int32()),
-        ("layer", pa.int32()),
-        ("feature", pa.int32()),
-        ("prompt", pa.string()),
-        ("contrast", pa.string()),
-        ("choice", pa.string()),
-        ("n_a", pa.int32()),
-        ("k_a", pa.int32()),
-        ("rate_a", pa.float64()),
-        ("n_b", pa.int32()),
-        ("k_b", pa.int32()),
-        ("rate_b", pa.float64()),
-        ("effect", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("direction", pa.int8()),
-        ("p", pa.float64()),
-    ]
-)
-"""`direction`: +1 or -1 where the test is one-sided in a direction planned before its trials were drawn, else null."""
 
 
 class Cell(NamedTuple):
@@ -118,7 +92,7 @@ def measure_effects(
     test: Test = "fisher",
     planned: Mapping[Key, int] = MappingProxyType({}),
 ) -> pa.Table:
-    """Table `SCHEMA`: a row per feature, prompt, contrast and outcome, `invalid` being one.
+    """Table `MEASURED`: a row per feature, prompt, contrast and outcome, `invalid` being one.
 
     Rates are shares of all trials of a cell, invalid answers included, since dropping them would depend on the
     condition. Interval: Newcombe at level 1 - alpha, two-sided. The test is one-sided where `planned` names its
@@ -152,7 +126,7 @@ def measure_effects(
         "direction": [sign or None for sign in direction],
         "p": exact_test(k_a, n_a, k_b, n_b, test, direction),
     }
-    return pa.table([_column(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+    return MEASURED.from_columns({field.name: _column(columns[field.name], field.type) for field in MEASURED.arrow})
 
 
 def _column(values: Any, type: pa.DataType) -> pa.Array:

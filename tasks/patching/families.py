@@ -11,18 +11,16 @@ false discovery rate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.errors import BadInput
-from tasks.patching.effects import HIGH_VS_LOW, Key, edited_features, key_of
+from tasks.patching.effects import Key, edited_features, key_of
+from tasks.patching.spec import FAMILIES, HIGH_VS_LOW, Family
 from tasks.stats.fdr import benjamini_hochberg
-
-FamilyName = Literal["primary", "secondary"]
-FAMILIES: tuple[FamilyName, ...] = ("primary", "secondary")
 
 
 def predictions(
@@ -44,9 +42,9 @@ def predictions(
 
 def with_families(
     measured: pa.Table,
-    family_of: Mapping[Key, FamilyName],
+    family_of: Mapping[Key, Family],
     predicted: Mapping[Key, float],
-    other: FamilyName | None = None,
+    other: Family | None = None,
 ) -> pa.Table:
     """`measured` with columns family (`other` where `family_of` says nothing), predicted, and q.
 

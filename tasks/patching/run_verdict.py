@@ -8,9 +8,11 @@ from tasks.artifacts.shard import Shard
 from tasks.context import ShardContext
 from tasks.patching.effects import CELL
 from tasks.patching.spec import VerdictParams
+from tasks.patching.tables import CONFIRM, CONTROLS, EFFECTS, SURVIVORS, TRIALS, VERDICT
 from tasks.patching.verdict import judge
 
 _COLUMNS = [*CELL, "feature", "trial", "seed", "tokens", "n_tokens", "choice"]
+_PREDICTED = ["candidate", "effect", "effect_prompt", "effect_choice"]
 
 
 def run(ctx: ShardContext) -> None:
@@ -18,11 +20,11 @@ def run(ctx: ShardContext) -> None:
     params: VerdictParams = ctx.params
     discovery = _trials(ctx.inputs("trials"))
     confirmation = _trials(ctx.inputs("confirmation")) if "confirmation" in ctx.spec.inputs else None
-    verdict = judge(discovery, confirmation, ctx.input("survivors").table("survivors"), params)
-    ctx.table("effects", verdict.effects)
-    ctx.table("controls", verdict.controls)
-    ctx.table("verdict", verdict.verdict)
-    ctx.table("confirm", verdict.confirm)
+    verdict = judge(discovery, confirmation, SURVIVORS.read(ctx.input("survivors"), _PREDICTED), params)
+    ctx.table(EFFECTS.name, verdict.effects)
+    ctx.table(CONTROLS.name, verdict.controls)
+    ctx.table(VERDICT.name, verdict.verdict)
+    ctx.table(CONFIRM.name, verdict.confirm)
     ctx.json("findings", verdict.findings)
     families = verdict.findings["families"]
     tests = {f"{name}_tests": family["tests"] for name, family in families.items()}
@@ -34,4 +36,4 @@ def run(ctx: ShardContext) -> None:
 
 
 def _trials(shards: list[Shard]) -> pa.Table:
-    return pa.concat_tables([shard.table("trials", _COLUMNS) for shard in shards])
+    return pa.concat_tables([TRIALS.read(shard, _COLUMNS) for shard in shards])

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from tasks.context import ShardContext
 from tasks.engines.bank import Bank
 from tasks.engines.interface import Cell, CellResult, Edit
 from tasks.engines.torch_engine import TorchEngine
 from tasks.models.load import load
+from tasks.patching import tables
 from tasks.patching.dictionaries import sae_cache
 from tasks.patching.frame import encode
 from tasks.patching.scenario import INVALID
 from tasks.patching.spec import Arm, ScreenParams
+from tasks.patching.tables import CANDIDATES
 
 CANDIDATES_PER_CHUNK = 32
 
@@ -46,12 +46,14 @@ def run(ctx: ShardContext) -> None:
     """Table `screen`; unedited and reconstructed prompts appear once, in the shard of the first candidates."""
     p: ScreenParams = ctx.params
     contrast = ctx.input("contrast")
-    candidates = contrast.table("candidates").slice(p.start, p.stop - p.start).to_pylist()
+    everything = CANDIDATES.read(contrast).to_pylist()
+    candidates = everything[p.start : p.stop]
     bank = Bank.from_tensors(next(contrast.torch_tensors("bank")))
     loaded = load(p.model, ctx.runtime.device, p.model_fingerprint)
     engine = TorchEngine(loaded, bank, sae_cache(ctx, p.saes).get, ctx.runtime.batch_size)
     tokens = {prompt.name: tuple(encode(loaded.tokenizer, prompt.text, p.frame)) for prompt in p.prompts}
     groups = [choice.tokens for choice in p.choices]
+    table = tables.screen([choice.name for choice in p.choices])
 
     def measure(rows: list[Row]) -> Iterator[tuple[Row, CellResult]]:
         cells = [Cell(i, tokens[row.prompt], row.edit) for i, row in enumerate(rows)]
@@ -65,9 +67,9 @@ def run(ctx: ShardContext) -> None:
         block = candidates[first : first + CANDIDATES_PER_CHUNK]
         rows = [row for candidate in block for row in candidate_rows(candidate, p)]
         if p.start == 0 and chunk.index == 0:
-            rows = plain + reconstruction_rows(contrast.table("candidates").to_pylist(), p) + rows
+            rows = plain + reconstruction_rows(everything, p) + rows
         measured = [_record(row, result, baseline[row.prompt], p) for row, result in measure(rows)]
-        chunk.table("screen", pa.Table.from_pylist(measured, schema=schema([c.name for c in p.choices])))
+        chunk.table(table.name, table.from_rows(measured))
         chunk.count(cells=len(rows))
         chunk.commit()
         ctx.progress(first + len(block), len(candidates), unit="candidates")
@@ -96,26 +98,6 @@ def reconstruction_rows(candidates: list[dict], p: ScreenParams) -> list[Row]:
     ]
 
 
-def schema(choices: list[str]) -> pa.Schema:
-    """Columns of `screen`: p_<choice> and effect_<choice> (against the unedited prompt) for each outcome."""
-    outcomes = [*choices, INVALID]
-    return pa.schema(
-        [
-            ("candidate", pa.int32()),
-            ("layer", pa.int32()),
-            ("feature", pa.int32()),
-            ("prompt", pa.string()),
-            ("arm", pa.string()),
-            ("dose", pa.float64()),
-            ("value", pa.float64()),
-            ("f_before", pa.float64()),
-            ("relative_delta", pa.float64()),
-            *((f"p_{name}", pa.float64()) for name in outcomes),
-            *((f"effect_{name}", pa.float64()) for name in outcomes),
-        ]
-    )
-
-
 def _record(row: Row, result: CellResult, baseline, p: ScreenParams) -> dict:
     names = [choice.name for choice in p.choices]
     mass = dict(zip(names, result.probabilities.tolist(), strict=True))
@@ -131,6 +113,6 @@ def _record(row: Row, result: CellResult, baseline, p: ScreenParams) -> dict:
         "value": row.edit.value if row.edit else None,
         "f_before": result.f_before,
         "relative_delta": result.relative_delta,
-        **{f"p_{name}": mass[name] for name in mass},
-        **{f"effect_{name}": mass[name] - before[name] for name in mass},
+        **{tables.probability(name): mass[name] for name in mass},
+        **{tables.shift(name): mass[name] - before[name] for name in mass},
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from tasks.engines.choice import EngineChoice, EngineName
 from tasks.models.spec import ModelRef
@@ -25,6 +25,17 @@ Scope = Literal["last", "decode", "all"]
 Mode = Literal["keep_error", "reconstruct"]
 Phase = Literal["discovery", "confirmation"]
 Arm = Literal["baseline", "reconstruction", "feature", "random"]
+PLAIN_ARMS: tuple[Arm, ...] = ("baseline", "reconstruction")
+"""Arms that no candidate enters."""
+PATCHED_ARMS: tuple[Arm, ...] = ("feature", "random")
+"""Arms that write a value along a candidate's direction, and along its random control."""
+ARMS = (*PLAIN_ARMS, *PATCHED_ARMS)
+
+Family = Literal["primary", "secondary"]
+FAMILIES: tuple[Family, ...] = ("primary", "secondary")
+
+HIGH_VS_LOW = "high_vs_low"
+"""Both cells hold the same edit and differ in its value alone: the one contrast in which discoveries are made."""
 
 
 class _Model(BaseModel):
@@ -400,6 +411,29 @@ class WordsParams(_Model):
     settings: WordsSettings
 
 
+class ReportParams(_Model):
+    """What a study's report says beyond its tables.
+
+    Inputs: `study`, `contrast`, `survivors`, `verdict`, `words`; where they exist `choices`, `saes` (trained ones) and
+    the lists `screen`, `trials` (discovery), `confirmation` (trials on held-out seeds), `activations`. The run seed is
+    the spec's seed.
+    """
+
+    title: str = Field("Which features cause the choice?", min_length=1, description="Title of the page.")
+    question: str = Field("", description="One or two sentences on what was asked.")
+    model: ModelRef
+    saes: str = Field(description="Where the SAEs come from, in words.")
+    scenario: str = Field(description="Name of the scenario.")
+    prompts: list[str] = Field(min_length=1, description="Prompts in the order to show.")
+    choices: list[str] = Field(min_length=1, description="Choices in the order to show, without 'invalid'.")
+    low: str = Field(description="Name of the contrast's low group.")
+    high: str = Field(description="Name of the contrast's high group.")
+    alpha: float = Field(0.05, gt=0, lt=1, description="False discovery rate of the verdict.")
+    words_alpha: float = Field(0.05, gt=0, lt=1, description="False discovery rate of the word lists.")
+    settings: dict[str, JsonValue] = Field(default_factory=dict, description="Everything that was asked for.")
+    examples: int = Field(4, ge=0, le=50, description="Responses to show per condition.")
+
+
 IDENTIFY = TaskKind("patching.identify", 1, IdentifyParams, "tasks.patching.identify:run", always_run=True)
 PREPARE = TaskKind("patching.prepare", 2, PrepareParams, "tasks.patching.prepare:run", preload=MODELS)
 CHOICES = TaskKind("patching.choices", 1, ChoicesParams, "tasks.patching.choices:run", preload=MODELS)
@@ -417,5 +451,6 @@ TRIALS = TaskKind(
 )
 VERDICT = TaskKind("patching.verdict", 3, VerdictParams, "tasks.patching.run_verdict:run")
 WORDS = TaskKind("patching.words", 1, WordsParams, "tasks.patching.run_words:run")
+REPORT = TaskKind("patching.report", 1, ReportParams, "tasks.patching.report.run:run")
 
-KINDS = (IDENTIFY, PREPARE, CHOICES, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS)
+KINDS = (IDENTIFY, PREPARE, CHOICES, ACTIVATIONS, CONTRAST, SCREEN, SURVIVORS, TRIALS, VERDICT, WORDS, REPORT)

@@ -14,41 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.patching.effects import HIGH_VS_LOW, Feature, count_outcomes, edited
+from tasks.patching.effects import Feature, count_outcomes, edited
 from tasks.patching.families import q_values
+from tasks.patching.spec import HIGH_VS_LOW
+from tasks.patching.tables import CONTROLS
 from tasks.stats.intervals import newcombe, rate
 from tasks.stats.linear import linear_function
 
-_COUNTS = ("n_a", "k_a", "n_b", "k_b")
-
-SCHEMA = pa.schema(
-    [
-        ("candidate", pa.int32()),
-        ("layer", pa.int32()),
-        ("feature", pa.int32()),
-        ("prompt", pa.string()),
-        ("choice", pa.string()),
-        ("family", pa.string()),
-        *((name, pa.int32()) for name in _COUNTS),
-        ("effect", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("beyond", pa.float64()),
-        ("beyond_ci_low", pa.float64()),
-        ("beyond_ci_high", pa.float64()),
-        ("p", pa.float64()),
-        ("q", pa.float64()),
-    ]
-)
-"""Table `controls`. Counts, effect and its Newcombe interval are of the random direction (a: high value, b: low value).
-
-`beyond` is s F - |R|, with the interval of `linear_function` at level 1 - alpha; p tests H0: s F <= |R|; q is
-Benjamini-Hochberg over these tests of the same family. Null where a cell has no trials.
-"""
-
 
 def compare_with_random(effects: pa.Table, trials: pa.Table, low: str, high: str, alpha: float) -> pa.Table:
-    """Table `SCHEMA`: a row for each high-against-low test of `effects`, in their order."""
+    """Table `CONTROLS`: a row for each high-against-low test of `effects`, in their order.
+
+    `beyond` is s F - |R|, with the interval of `linear_function` at level 1 - alpha; p tests H0: s F <= |R|; q is
+    Benjamini-Hochberg over these tests of the same family. Null where a cell has no trials.
+    """
     counts = count_outcomes(trials)
     effects = effects.filter(pc.equal(effects["contrast"], HIGH_VS_LOW))
     rows = effects.to_pylist()
@@ -69,7 +48,7 @@ def compare_with_random(effects: pa.Table, trials: pa.Table, low: str, high: str
     columns |= {"effect": random, "ci_low": interval.low, "ci_high": interval.high}
     columns |= {"beyond": beyond.estimate, "beyond_ci_low": beyond.low, "beyond_ci_high": beyond.high, "p": beyond.p}
     columns["q"] = q_values(_column(beyond.p, pa.float64()), effects["family"])
-    return pa.table([_column(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+    return CONTROLS.from_columns({field.name: _column(columns[field.name], field.type) for field in CONTROLS.arrow})
 
 
 def _column(values: Any, type: pa.DataType) -> pa.Array | pa.ChunkedArray:

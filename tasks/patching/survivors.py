@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.context import ShardContext
+from tasks.patching import tables
 from tasks.patching.spec import SelectionSettings, SurvivorsParams
+from tasks.patching.tables import CANDIDATES, SURVIVORS, probability
 
 
 def run(ctx: ShardContext) -> None:
@@ -18,11 +20,12 @@ def run(ctx: ShardContext) -> None:
     Json `screen`: how many candidates were screened, what they had to reach, and the largest effect of all.
     """
     p: SurvivorsParams = ctx.params
-    candidates = ctx.input("contrast").table("candidates")
-    screen = pa.concat_tables(shard.table("screen") for shard in ctx.inputs("screen"))
+    candidates = CANDIDATES.read(ctx.input("contrast"))
+    columns = ["arm", "dose", "candidate", "prompt", *map(probability, p.choices)]
+    screen = pa.concat_tables(tables.screen(p.choices).read(shard, columns) for shard in ctx.inputs("screen"))
     ranked = rank_by_effect(candidates, screen, p.prompts, p.choices)
     survivors = choose_survivors(ranked, p.settings)
-    ctx.table("survivors", survivors)
+    ctx.table(SURVIVORS.name, SURVIVORS.checked(survivors))
     ctx.json("screen", summary(ranked, p.settings))
     ctx.count(survivors=len(survivors), candidates=len(candidates))
 
@@ -81,7 +84,7 @@ def _shifts(screen: pa.Table, arm: str, n: int, prompts: list[str], choices: lis
     candidate = rows["candidate"].to_numpy()
     prompt = pc.index_in(rows["prompt"], pa.array(prompts)).to_numpy()
     for i, choice in enumerate(choices):
-        p[dose, candidate, prompt, i] = rows[f"p_{choice}"].to_numpy()
+        p[dose, candidate, prompt, i] = rows[probability(choice)].to_numpy()
     if np.isnan(p).any():
         raise ValueError(f"the screen lacks rows of arm {arm!r}: every candidate needs doses 0 and 1 on every prompt")
     return p[1] - p[0]

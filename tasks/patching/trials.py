@@ -18,43 +18,10 @@ from tasks.patching.dictionaries import sae_cache
 from tasks.patching.frame import encode, response
 from tasks.patching.parser import Reader
 from tasks.patching.spec import TrialsParams
+from tasks.patching.tables import ACTIVATION_ROWS, CANDIDATES, CONFIRM, SURVIVORS, TRIALS
 
 TRIALS_PER_CHUNK = 512
 CAPTURED_POSITIONS = ("last", "final")
-
-SCHEMA = pa.schema(
-    [
-        ("trial_id", pa.int64()),
-        ("phase", pa.string()),
-        ("prompt", pa.string()),
-        ("condition", pa.string()),
-        ("arm", pa.string()),
-        ("candidate", pa.int32()),
-        ("layer", pa.int32()),
-        ("feature", pa.int32()),
-        ("value_name", pa.string()),
-        ("value", pa.float64()),
-        ("unit", pa.string()),
-        ("trial", pa.int32()),
-        ("seed", pa.int64()),
-        ("response", pa.string()),
-        ("tokens", pa.binary()),
-        ("n_tokens", pa.int32()),
-        ("finish", pa.string()),
-        ("choice", pa.string()),
-        ("amount", pa.float64()),
-        ("parse_rule", pa.string()),
-        ("edits_applied", pa.int32()),
-        ("f_before", pa.float64()),
-        ("relative_delta", pa.float64()),
-    ]
-)
-"""`tokens`: little-endian int32. `trial_id` equals `seed`: both name the trial across shards and phases."""
-
-ROW_SCHEMA = pa.schema(
-    [("trial_id", pa.int64()), ("position_kind", pa.string()), ("position", pa.int32()), ("token", pa.int32())]
-)
-"""Row n labels row n of the tensor `features`."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +49,7 @@ def run(ctx: ShardContext) -> None:
     """
     p: TrialsParams = ctx.params
     contrast, chosen = ctx.input("contrast"), ctx.input("candidates")
-    all_candidates = contrast.table("candidates").to_pylist()
+    all_candidates = CANDIDATES.read(contrast).to_pylist()
     by_index = {row["candidate"]: row for row in all_candidates}
     candidates = [by_index[row["candidate"]] | row for row in chosen_candidates(chosen)]
     planned = plan(p, candidates, ctx.seed)
@@ -128,8 +95,8 @@ def _generate(
             results[result.id] = result
             ctx.progress(done + len(results), len(planned), unit="trials")
         ordered = [results[i] for i in range(len(block))]
-        chunk.table("trials", writer.trials(block, ordered))
-        chunk.table("activation_rows", writer.rows(block, ordered))
+        chunk.table(TRIALS.name, writer.trials(block, ordered))
+        chunk.table(ACTIVATION_ROWS.name, writer.rows(block, ordered))
         chunk.tensors("activations", {"features": np.concatenate([result.features for result in ordered])})
         chunk.count(trials=len(block), edits=sum(result.edits_applied for result in ordered))
         chunk.commit()
@@ -137,9 +104,9 @@ def _generate(
 
 def chosen_candidates(shard: Shard) -> list[dict]:
     """`candidate` of each row of `survivors`; of a verdict's `confirm` also the `prompts` to repeat it on."""
-    if "survivors" in shard.manifest.outputs:
-        return shard.table("survivors", ["candidate"]).to_pylist()
-    return shard.table("confirm", ["candidate", "prompts"]).to_pylist()
+    if SURVIVORS.name in shard:
+        return SURVIVORS.read(shard, ["candidate"]).to_pylist()
+    return CONFIRM.read(shard, ["candidate", "prompts"]).to_pylist()
 
 
 class _Writer:
@@ -152,7 +119,7 @@ class _Writer:
 
     def trials(self, planned: list[Planned], results: list[TrialResult]) -> pa.Table:
         rows = [self._trial(one, result) for one, result in zip(planned, results, strict=True)]
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
+        return TRIALS.from_rows(rows)
 
     def _trial(self, one: Planned, result: TrialResult) -> dict:
         said = response(self._tokenizer, result.tokens, self._p.stop_strings)
@@ -190,4 +157,4 @@ class _Writer:
             for one, result in zip(planned, results, strict=True)
             for row in result.rows
         ]
-        return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+        return ACTIVATION_ROWS.from_rows(rows)

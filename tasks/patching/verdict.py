@@ -19,18 +19,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from tasks.patching.effects import HIGH_VS_LOW, Key, key_of, measure_effects
-from tasks.patching.families import FAMILIES, FamilyName, predictions, with_families
+from tasks.patching.effects import Key, key_of, measure_effects
+from tasks.patching.families import predictions, with_families
 from tasks.patching.labels import contradictions, label, label_of_control
 from tasks.patching.replication import check_samples, duplicate_alarms
 from tasks.patching.scenario import INVALID
-from tasks.patching.spec import Phase, VerdictParams
+from tasks.patching.spec import FAMILIES, HIGH_VS_LOW, Family, Phase, VerdictParams
 from tasks.patching.specificity import compare_with_random
+from tasks.patching.tables import CONFIRM, EFFECTS, REPEATED, VERDICT
 from tasks.stats.power import detectable_difference
 
 Row = dict[str, Any]
 
-_CONFIRMATION = ("n_a", "k_a", "rate_a", "n_b", "k_b", "rate_b", "effect", "ci_low", "ci_high", "direction", "p", "q")
 _CONTROL = {
     "effect": "control_effect",
     "beyond": "beyond",
@@ -46,29 +46,17 @@ _STRONGEST = (
 STRONGEST = 3
 POWER = 0.8
 
-CONFIRM_SCHEMA = pa.schema(
-    [
-        ("candidate", pa.int32()),
-        ("layer", pa.int32()),
-        ("feature", pa.int32()),
-        ("prompts", pa.list_(pa.string())),
-    ]
-)
-
 
 @dataclass(frozen=True)
 class Verdict:
     effects: pa.Table
-    """`effects.SCHEMA`, family, predicted (exact effect of a primary test) and q. Of the confirmation phase, only
-    repeated discoveries have a family."""
+    """Table `EFFECTS`."""
     controls: pa.Table
-    """`specificity.SCHEMA`: every high-against-low test of the discovery phase against its random direction."""
+    """Table `CONTROLS`: every high-against-low test of the discovery phase against its random direction."""
     verdict: pa.Table
-    """A row per discovery: its effect, `specific` and what it rests on, `label`, and `confirmation_*`, `confirmed`
-    (null: not repeated)."""
+    """Table `VERDICT`."""
     confirm: pa.Table
-    """Discovered features to repeat, each on the prompts of its discoveries: those with a primary discovery, then the
-    others, smallest q first."""
+    """Table `CONFIRM`."""
     findings: dict[str, Any]
 
 
@@ -116,27 +104,18 @@ def judge(discovery: pa.Table, confirmation: pa.Table | None, survivors: pa.Tabl
             *(duplicate_alarms(confirmation) if confirmation is not None else []),
         ],
     }
-    first = [
+    repeated_next = [
         {name: row[name] for name in ("candidate", "layer", "feature")}
         | {"prompts": sorted({other["prompt"] for other in found if other["candidate"] == row["candidate"]})}
         for row in features
     ]
     return Verdict(
-        effects,
+        EFFECTS.checked(effects),
         controls,
-        pa.Table.from_pylist(verdict, schema=verdict_schema(effects.schema)),
-        pa.Table.from_pylist(first[: params.max_confirmed_features], schema=CONFIRM_SCHEMA),
+        VERDICT.from_rows(verdict),
+        CONFIRM.from_rows(repeated_next[: params.max_confirmed_features]),
         findings,
     )
-
-
-def verdict_schema(effects: pa.Schema) -> pa.Schema:
-    """Columns of table `verdict`."""
-    own = [field for field in effects if field.name != "phase"]
-    control = [pa.field(name, pa.float64()) for name in _CONTROL.values()]
-    confirmation = [pa.field(f"confirmation_{name}", effects.field(name).type) for name in _CONFIRMATION]
-    said = [pa.field("specific", pa.bool_()), pa.field("label", pa.string())]
-    return pa.schema([*own, *control, *said, *confirmation, pa.field("confirmed", pa.bool_())])
 
 
 def _is_discovery(row: Row, alpha: float, min_effect: float) -> bool:
@@ -162,12 +141,12 @@ def _verdict_row(row: Row, control_of: Mapping[tuple, Row], again: Row | None, p
     own |= {name: control[source] for source, name in _CONTROL.items()}
     own |= {"specific": specific, "label": said, "confirmed": None}
     if again is not None:
-        own |= {f"confirmation_{name}": again[name] for name in _CONFIRMATION}
+        own |= {f"confirmation_{name}": again[name] for name in REPEATED}
         own["confirmed"] = again["effect"] * row["effect"] > 0 and again["q"] <= alpha
     return own
 
 
-def _family(name: FamilyName, rows: Sequence[Row], verdict: Sequence[Row], confirmation_ran: bool) -> Row:
+def _family(name: Family, rows: Sequence[Row], verdict: Sequence[Row], confirmation_ran: bool) -> Row:
     """The size of a family, and what came of it; `confirm*` are None if nothing was repeated."""
     members = [row for row in rows if row["family"] == name]
     found = [row for row in verdict if row["family"] == name]

@@ -19,34 +19,12 @@ import pyarrow as pa
 from tasks.patching.effects import Feature, edited_features
 from tasks.patching.parser import answer_length
 from tasks.patching.spec import WordsParams
+from tasks.patching.tables import WORDS
 from tasks.stats.fdr import benjamini_hochberg
 from tasks.stats.intervals import newcombe
 from tasks.stats.proportions import exact_test
 
 _WORD = re.compile(r"\$?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|[^\W\d_]+(?:'[^\W\d_]+)*")
-
-SCHEMA = pa.schema(
-    [
-        ("candidate", pa.int32()),
-        ("layer", pa.int32()),
-        ("feature", pa.int32()),
-        ("contrast_name", pa.string()),
-        ("word", pa.string()),
-        ("n_a", pa.int32()),
-        ("k_a", pa.int32()),
-        ("rate_a", pa.float64()),
-        ("n_b", pa.int32()),
-        ("k_b", pa.int32()),
-        ("rate_b", pa.float64()),
-        ("effect", pa.float64()),
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
-        ("p", pa.float64()),
-        ("q", pa.float64()),
-        ("direction", pa.string()),
-    ]
-)
-"""`direction`: "adds" or "removes"; null where the shares are equal."""
 
 
 def words_of(text: str) -> set[str]:
@@ -76,7 +54,7 @@ class _Documents:
 
 
 def word_effects(trials: pa.Table, params: WordsParams) -> pa.Table:
-    """Table `SCHEMA`: a row per tested word, in order of feature, contrast and word.
+    """Table `WORDS`: a row per tested word, in order of feature, contrast and word.
 
     `trials`: columns prompt, arm, candidate, layer, feature, value_name and response. A word is tested in a
     contrast if at least `min_responses` of its responses (both conditions together, so blind to which is which)
@@ -131,7 +109,7 @@ def _tested(
     alpha: float,
 ) -> pa.Table:
     if not parts:
-        return SCHEMA.empty_table()
+        return WORDS.arrow.empty_table()
     c = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((c["word"], c["contrast"], c["feature"]))
     c = {name: column[order] for name, column in c.items()}
@@ -152,4 +130,4 @@ def _tested(
         "q": benjamini_hochberg(p).q,
         "direction": pa.array(["removes", None, "adds"]).take(pa.array(np.sign(rate_a - rate_b).astype(np.int64) + 1)),
     }
-    return pa.table([pa.array(columns[f.name]).cast(f.type) for f in SCHEMA], schema=SCHEMA)
+    return WORDS.from_columns(columns)

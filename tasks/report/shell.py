@@ -1,6 +1,6 @@
 """The shell of every report: one HTML page that needs nothing else, no network and no second file.
 
-A page is a folder beside this file with a template that extends `shell.html.j2`, and a stylesheet of its own.
+A job's page is in the folder `report` of its room: a template that extends `shell.html.j2`, and a stylesheet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.report.records import RunFacts
 
 
 def render(
-    page: str,
+    job: str,
     *,
     title: str,
     sections: Sequence[tuple[str, str]],
@@ -31,17 +31,17 @@ def render(
     run: RunFacts,
     **content: Any,
 ) -> str:
-    """The page of the folder `page`: its `templates/<page>.html.j2` and `.css` in the shell, filled with `content`.
+    """The page of `tasks/<job>/report`: its `templates/<job>.html.j2` and `.css` in the shell, filled with `content`.
 
     `sections` are (anchor, name) for the navigation, `figures` all that the page shows. `run` lands in
     `<script type="application/json" id="run">` and nowhere else.
     """
     specs = {figure.id: {"data": figure.data, "layout": figure.layout} for figure in figures}
     plotly, script = get_plotlyjs(), _asset("tasks.report", "report.js")
-    css = _asset("tasks.report", "report.css") + _asset(f"tasks.report.{page}", f"{page}.css")
+    css = _asset("tasks.report", "report.css") + _asset(f"tasks.{job}.report", f"{job}.css")
     return (
-        _environment(page)
-        .get_template(f"{page}.html.j2")
+        _environment(job)
+        .get_template(f"{job}.html.j2")
         .render(
             title=title,
             sections=sections,
@@ -72,9 +72,9 @@ def _asset(package: str, name: str) -> str:
 
 
 @cache
-def _environment(page: str) -> Environment:
+def _environment(job: str) -> Environment:
     return Environment(
-        loader=ChoiceLoader([PackageLoader(f"tasks.report.{page}"), PackageLoader("tasks.report")]),
+        loader=ChoiceLoader([PackageLoader(f"tasks.{job}.report"), PackageLoader("tasks.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,19 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from tasks.artifacts.schema import TableSchema
 from tasks.artifacts.shard import Shard
 
 Row = dict[str, Any]
 
 
-def tables(shards: Iterable[Shard], name: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def tables(shards: Iterable[Shard], schema: TableSchema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The table of each shard that has one: a stage that had nothing to do wrote none."""
-    return (shard.table(name, columns) for shard in shards if name in shard)
+    return (schema.read(shard, columns) for shard in shards if schema.name in shard)
 
 
-def read(shards: Iterable[Shard], name: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+def read(shards: Iterable[Shard], schema: TableSchema, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """Rows of a table of several shards, in order."""
-    for table in tables(shards, name, columns):
+    for table in tables(shards, schema, columns):
         yield from rows(table)
 
 

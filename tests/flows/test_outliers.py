@@ -26,8 +26,8 @@ from prefect.client.schemas.filters import (
 from flows import outliers_plan
 from flows.execution import Execution
 from flows.fanout import StageFailed
+from flows.outcome import Outcome
 from flows.outliers import outliers
-from flows.reports import Outcome
 from tests.flows.killing import finish, results, run_until_killed, start
 from tests.flows.processes import Census, labelled, wait_until
 from tests.models.tiny import save_tiny_model
@@ -107,7 +107,7 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(swept: tuple[Path, 
         "outliers.scan": 2,
         "outliers.summary": 2,
         "outliers.ablation": 2,
-        "report.outliers": 1,
+        "outliers.report": 1,
     }
     [failure] = outcome.failures
     assert failure.startswith("damaged (prepare): refused its input: model.source = ")
@@ -165,7 +165,7 @@ def test_a_model_alone_has_plain_stages_and_the_same_shards(swept: tuple[Path, O
     assert Path(outcome.report).parent.name.startswith("outliers-dense-")
     assert outcome.failures == []
     new = [path.parts[-3] for path in inodes(store).keys() - before.keys()]
-    assert new == ["report.outliers"]
+    assert new == ["outliers.report"]
     assert {name.split()[0] for name in asyncio.run(seen("alone"))[1]} == {"prepare", "report"}
 
 
@@ -193,7 +193,7 @@ def test_nothing_to_check_is_nothing_to_do(folder: Path, tmp_path: Path, paramet
     assert outcome.failures == []
     found = shards(tmp_path / "store")
     assert "outliers.ablation" not in found
-    assert len(found["report.outliers"]) == 1
+    assert len(found["outliers.report"]) == 1
 
 
 def test_when_only_the_functional_check_fails_the_results_are_kept(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_when_every_model_fails_the_flow_does_with_all_reasons(folder: Path, tmp
     assert first == "no model could be examined"
     assert others[0].startswith("- damaged (prepare): refused its input: model.source = ")
     assert others[1].startswith("- missing (prepare): refused its input: model.source = ")
-    assert "report.outliers" not in shards(tmp_path / "store")
+    assert "outliers.report" not in shards(tmp_path / "store")
 
 
 def test_the_failure_of_a_model_alone_is_that_of_the_flow(folder: Path, tmp_path: Path) -> None:

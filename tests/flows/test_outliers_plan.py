@@ -161,12 +161,12 @@ def test_the_report_gets_what_is_there() -> None:
     examined = [Examined(a, prepared, prepared), Examined(b, prepared, prepared, prepared)]
     spec = report_of(given, examined, [Failure(c, "scan", "too large")])
     assert spec.params["models"] == [
-        {"name": "a", "source": "org/a", "ablation": False},
-        {"name": "b", "source": "org/b", "ablation": True},
+        {"name": "a", "source": "org/a", "folder": "a", "ablation": False},
+        {"name": "b", "source": "org/b", "folder": "b", "ablation": True},
     ]
     assert spec.params["failures"] == [{"name": "c", "source": "org/c", "stage": "scan", "reason": "too large"}]
-    assert spec.params["settings"]["text.length"] == 256
-    assert not [name for name in spec.params["settings"] if name.startswith("models")]
+    assert spec.params["settings"]["text"]["length"] == 256
+    assert "models" not in spec.params["settings"]
     assert {name: len(refs) for name, refs in spec.inputs.items()} == {"prepared": 2, "summary": 2, "ablation": 1}
     assert "ablation" not in report_of(given, examined[:1], []).inputs
 

@@ -85,7 +85,7 @@ def test_each_engine_ran_its_own_trials_and_nothing_else_twice(store: Store) -> 
         "patching.trials": 2 * 3,
         "patching.verdict": 2 * 2,
         "patching.words": 2,
-        "report.patching": 2,
+        "patching.report": 2,
     }
 
 
@@ -149,6 +149,5 @@ def test_manifests_and_reports_say_what_ran(store: Store) -> None:
         said = f"{engine} {facts['version']} with up to {facts['batch_size']} trials at a time"
         pages = [page.read_text() for page in Path(store.url).glob("reports/*/report.html")]
         assert [said in page for page in pages].count(True) == 1
-    assert {one.manifest.spec.params["settings"]["trials.engine"] for one in shards(store, "report.patching")} == set(
-        ENGINES
-    )
+    settings = [one.manifest.spec.params["settings"] for one in shards(store, "patching.report")]
+    assert {asked["trials"]["engine"] for asked in settings} == set(ENGINES)

@@ -26,7 +26,6 @@ from tasks.models.spec import ModelRef
 from tasks.outliers.ablation import Ablation, Measured
 from tasks.outliers.conditions import Condition, Found, conditions, found_dims
 from tasks.outliers.effects import effects
-from tasks.outliers.run_ablation import ABLATION as TABLE
 from tasks.outliers.spec import (
     ABLATION,
     PREPARE,
@@ -35,6 +34,7 @@ from tasks.outliers.spec import (
     PrepareParams,
     TextSource,
 )
+from tasks.outliers.tables import ABLATION as TABLE
 from tasks.runner import run_shard
 from tasks.sae.corpus import library_prose
 from tests.models.tiny import ARCHITECTURES, save_tiny_model, tiny_model, tiny_tokenizer
@@ -301,13 +301,12 @@ def table_of(
     rows: dict[tuple[str, int], tuple[list[float], list[float]]], tokens: list[int], n_dims: int = 2
 ) -> pa.Table:
     """Table `ablation` from {(condition, draw): (nll, top-1 probability of each sequence)}."""
-    return pa.Table.from_pylist(
+    return TABLE.from_rows(
         [
             dict(zip(TABLE.names, (name, draw, 0 if name == "none" else n_dims, i, n, nll, top1, 0), strict=True))
             for (name, draw), values in rows.items()
             for i, (n, nll, top1) in enumerate(zip(tokens, *values, strict=True))
         ],
-        schema=TABLE,
     )
 
 

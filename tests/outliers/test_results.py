@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.outliers import results
-from tasks.outliers.pooled import DIMENSIONS, MASSIVE_ACTIVATIONS, POINTS
 from tasks.outliers.results_layout import shortest
-from tasks.outliers.tables import SEQUENCES, SYSTEMATIC
+from tasks.outliers.tables import DIMENSIONS, MASSIVE_ACTIVATIONS, POINTS, SEQUENCES, SYSTEMATIC
 from tests.outliers.large_file import Large
 from tests.outliers.old_layout import old_results
 
@@ -91,15 +90,14 @@ def tables_of(old: dict) -> dict[str, pa.Table]:
         for i, name in enumerate(names)
     ]
     other_site = systematic[0] | {"site": "residual", "dim": 3, "points": [0], "first_values": [7.0]}
+    without_first = [row | {"positions": "without_first"} for row in dimensions]
     under_other_variant = systematic[0] | {"dim": 17, "systematic": False}
     return {
-        "systematic": pa.Table.from_pylist([*reversed(systematic), other_site, under_other_variant], SYSTEMATIC),
-        "sequences": pa.Table.from_pylist(list(reversed(sequences)), SEQUENCES),
-        "dimensions": pa.Table.from_pylist(
-            [*dimensions, *(row | {"positions": "without_first"} for row in dimensions)], DIMENSIONS
-        ),
-        "points": pa.Table.from_pylist(stats, POINTS),
-        "massive": pa.Table.from_pylist(
+        "systematic": SYSTEMATIC.from_rows([*reversed(systematic), other_site, under_other_variant]),
+        "sequences": SEQUENCES.from_rows(list(reversed(sequences))),
+        "dimensions": DIMENSIONS.from_rows([*dimensions, *without_first]),
+        "points": POINTS.from_rows(stats),
+        "massive": MASSIVE_ACTIVATIONS.from_rows(
             [
                 {
                     "site": "norms",
@@ -111,7 +109,6 @@ def tables_of(old: dict) -> dict[str, pa.Table]:
                 }
                 for p in (0, 3)
             ],
-            MASSIVE_ACTIVATIONS,
         ),
     }
 
@@ -273,7 +270,7 @@ def test_size_for_64_blocks_and_5000_pairs(sequences: int, dims: int) -> None:
             "max_over_rms": singles(pairs),
             "max_over_median": singles(pairs),
         }
-    ).cast(pa.schema([f for f in SYSTEMATIC if f.name not in _NOT_READ]))
+    ).cast(pa.schema([f for f in SYSTEMATIC.arrow if f.name not in _NOT_READ]))
     dimensions = pa.table(
         {
             "site": pa.array(["norms"] * dims),
@@ -306,9 +303,9 @@ def test_size_for_64_blocks_and_5000_pairs(sequences: int, dims: int) -> None:
     tables = {
         "systematic": systematic,
         "dimensions": dimensions,
-        "sequences": pa.Table.from_pylist(rows, SEQUENCES),
-        "points": pa.Table.from_pylist(stats, POINTS),
-        "massive": MASSIVE_ACTIVATIONS.empty_table(),
+        "sequences": SEQUENCES.from_rows(rows),
+        "points": POINTS.from_rows(stats),
+        "massive": MASSIVE_ACTIVATIONS.arrow.empty_table(),
     }
     data = results.to_json(results.document(summary_of(large.names, sequences, 511), tables))
     assert len(json.loads(data)["all_systematic_outliers"]) == 5000

@@ -4,8 +4,9 @@ import pyarrow.compute as pc
 import pytest
 
 from tasks.errors import BadInput
-from tasks.patching.effects import SCHEMA, contrasts, edited_features, measure_effects
+from tasks.patching.effects import contrasts, edited_features, measure_effects
 from tasks.patching.labels import label
+from tasks.patching.tables import MEASURED
 from tasks.patching.verdict import judge
 from tests.patching.simulated import (
     BASE,
@@ -162,7 +163,7 @@ def test_reconstruct_mode_compares_with_the_layers_reconstruction():
 def test_effects_count_every_trial_and_equal_a_naive_loop():
     trials = simulate(planted(), 7, n=17, n_baseline=41)
     effects = measure_effects(trials, "discovery", PROMPTS, OUTCOMES, LOW, HIGH)
-    assert effects.schema.equals(SCHEMA)
+    assert effects.schema.equals(MEASURED.arrow)
     rows = trials.to_pylist()
     by_key = {(r["candidate"], r["prompt"], r["contrast"], r["choice"]): r for r in effects.to_pylist()}
     assert len(by_key) == 8 * 2 * 3 * 3

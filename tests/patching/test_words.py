@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from tasks.patching.spec import WordsParams, WordsSettings
-from tasks.patching.words import SCHEMA, word_effects, words_of
+from tasks.patching.tables import WORDS
+from tasks.patching.words import word_effects, words_of
 
 FILLER = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(40)]
 RESTART = ["Slot Machine Game"]
@@ -130,7 +131,7 @@ def test_counts_equal_a_naive_loop():
     table = trials(filler, candidates=2, n=11, n_baseline=13)
     rows = table.to_pylist()
     result = word_effects(table, params(min_responses=3))
-    assert result.schema.equals(SCHEMA)
+    assert result.schema.equals(WORDS.arrow)
     expected = []
     for candidate in range(2):
         for prompt in ("safe", "risky"):
