@@ -18,8 +18,8 @@ from tasks.patching.scenario import Scenario
 from tasks.patching.spec import Arm, Phase, StudySettings
 from tasks.report import spec as report
 from tasks.sae import spec as sae
-from tasks.sae.corpus import library_fingerprint
 from tasks.spec import InputRef, TaskSpec
+from tasks.text.prose import library_fingerprint
 
 PROMPTS_PER_SHARD = 512
 CANDIDATES_PER_SCREEN_SHARD = 512

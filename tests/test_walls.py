@@ -55,7 +55,16 @@ def test_tasks_import_no_orchestration() -> None:
     assert forbidden_after_importing("tasks", ORCHESTRATION) == []
 
 
-LIGHT = ("tasks.spec", "tasks.registry", "tasks.artifacts.catalog", "tasks.artifacts.shard", "tasks.patching.identify")
+LIGHT = (
+    "tasks.spec",
+    "tasks.registry",
+    "tasks.artifacts.catalog",
+    "tasks.artifacts.shard",
+    "tasks.patching.identify",
+    "tasks.text.prompts",
+    "tasks.text.prose",
+    "tasks.text.sequences",
+)
 
 
 @pytest.mark.parametrize("module", LIGHT)

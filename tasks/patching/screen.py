@@ -17,9 +17,9 @@ from tasks.engines.interface import Cell, CellResult, Edit
 from tasks.engines.torch_engine import TorchEngine
 from tasks.models.load import load
 from tasks.patching.dictionaries import sae_cache
-from tasks.patching.frame import encode
 from tasks.patching.scenario import INVALID
 from tasks.patching.spec import Arm, ScreenParams
+from tasks.text.prompts import encode
 
 CANDIDATES_PER_CHUNK = 32
 

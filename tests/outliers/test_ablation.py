@@ -27,16 +27,10 @@ from tasks.outliers.ablation import Ablation, Measured
 from tasks.outliers.conditions import Condition, Found, conditions, found_dims
 from tasks.outliers.effects import effects
 from tasks.outliers.run_ablation import ABLATION as TABLE
-from tasks.outliers.spec import (
-    ABLATION,
-    PREPARE,
-    AblationParams,
-    AblationSettings,
-    PrepareParams,
-    TextSource,
-)
+from tasks.outliers.spec import ABLATION, PREPARE, AblationParams, AblationSettings, PrepareParams
 from tasks.runner import run_shard
-from tasks.sae.corpus import library_prose
+from tasks.text.prose import library_prose
+from tasks.text.spec import TextSource
 from tests.models.tiny import ARCHITECTURES, save_tiny_model, tiny_model, tiny_tokenizer
 from tests.outliers.given import GIVEN
 

@@ -11,12 +11,12 @@ from tasks.artifacts.store import Store
 from tasks.errors import BadInput
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelRef
-from tasks.outliers.spec import TextSource
-from tasks.outliers.text_files import find
 from tasks.places.opening import is_chain, open_location
 from tasks.places.patterns import matching, split_pattern
 from tasks.sae.load import load_sae
 from tasks.sae.spec import SaeSource
+from tasks.text.files import find
+from tasks.text.spec import TextSource
 from tests.sae import checkpoints
 
 ODD = ["a::b", "[x]", "a*", "what?", "a b", "100%25", "#1", "größe", "x:y@z", "a&b=c;d", "{layer"]

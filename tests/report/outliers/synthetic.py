@@ -17,9 +17,10 @@ from tasks.artifacts.writer import ShardWriter
 from tasks.outliers.effects import effects
 from tasks.outliers.pooled import DIMENSION_POINTS, DIMENSIONS, MASSIVE_ACTIVATIONS, POINTS
 from tasks.outliers.run_ablation import ABLATION, DIMS
-from tasks.outliers.spec import Criteria, TextSource
+from tasks.outliers.spec import Criteria
 from tasks.outliers.tables import SEQUENCES
 from tasks.spec import InputRef, TaskSpec
+from tasks.text.spec import TextSource
 
 VARIANTS = ("all", "without_first")
 CONDITIONS = ("none", "systematic", "random_systematic", "largest", "random_largest")
