@@ -18,13 +18,19 @@ BLOCK_BYTES = 4 * 2**20
 T = TypeVar("T")
 
 
-def persistently(action: Callable[[], T], url: str, field: str, patience: float = PATIENCE_SECONDS) -> T:
+def persistently(
+    action: Callable[[], T],
+    url: str,
+    field: str,
+    missing: str = "there is no such file or folder",
+    remedy: str = "check the path",
+) -> T:
     """``action()``, again while faults pass. Raises TransientError, and BadInput of ``field`` for what no patience
-    mends."""
+    mends. ``missing`` and ``remedy``: what to say where nothing is."""
     try:
-        return persist(action, url, patience)
+        return persist(action, url, PATIENCE_SECONDS)
     except FileNotFoundError as error:
-        raise BadInput(field, url, "there is no such file or folder", "check the path") from error
+        raise BadInput(field, url, missing, remedy) from error
     except StoreError as error:
         raise BadInput(field, url, error.problem, error.remedy) from error
 

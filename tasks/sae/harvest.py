@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tasks.models.batching import pad, truncated
-from tasks.models.cache import build_once, cache_root
 from tasks.models.layout import block_output
 from tasks.models.load import LoadedModel
+from tasks.places.cache import build_once, cache_root
 from tasks.sae import reading
 
 BATCH = 16

@@ -411,7 +411,7 @@ class TestReading:
             raise ConnectionResetError(104, "reset")
 
         with pytest.raises(TransientError, match=r"s3://bucket/a\.txt"):
-            patient_file.persistently(lost, "s3://bucket/a.txt", "text.location", 0.1)
+            patient_file.persistently(lost, "s3://bucket/a.txt", "text.location")
 
 
 def pq_bytes(values: list[str]) -> bytes:
