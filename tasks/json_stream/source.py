@@ -1,4 +1,4 @@
-"""The bytes of a result file: from any filesystem, decompressed, counted and hashed on the way."""
+"""The bytes of a file: from any filesystem, decompressed, counted and hashed on the way."""
 
 from __future__ import annotations
 
