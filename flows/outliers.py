@@ -20,8 +20,9 @@ from flows.planning import as_study
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import EXIT_FAILED, BadInput
-from tasks.outliers.spec import AblationSettings, Criteria, Site, TextSource
+from tasks.outliers.spec import AblationSettings, Criteria, Site
 from tasks.spec import LARGEST_BATCH, Seed
+from tasks.text.spec import TextSource
 
 DEFAULTS = OutlierSettings()
 EXECUTION = Execution()

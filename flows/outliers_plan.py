@@ -20,8 +20,9 @@ from tasks.artifacts.manifest import Manifest
 from tasks.errors import BadInput
 from tasks.models.spec import ModelRef
 from tasks.outliers import spec as kinds
-from tasks.outliers.spec import SITES, AblationSettings, Criteria, Site, TextSource
+from tasks.outliers.spec import SITES, AblationSettings, Criteria, Site
 from tasks.spec import LARGEST_BATCH, Seed, TaskSpec
+from tasks.text.spec import TextSource
 
 # A scan is cut where the pieces are worth it. A shard loads the model, and on a GPU that takes as long as reading some
 # 100,000 tokens, whatever the model: both times grow with its parameters (bytes from a disk at 1 GB/s, operations at a

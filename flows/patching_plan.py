@@ -17,8 +17,8 @@ from tasks.patching.group_prompts import contrast_prompts
 from tasks.patching.scenario import Scenario
 from tasks.patching.spec import PATCHED_ARMS, PLAIN_ARMS, Arm, Phase, StudySettings
 from tasks.sae import spec as sae
-from tasks.sae.corpus import library_fingerprint
 from tasks.spec import InputRef, TaskSpec
+from tasks.text.prose import library_fingerprint
 
 PROMPTS_PER_SHARD = 512
 CANDIDATES_PER_SCREEN_SHARD = 512

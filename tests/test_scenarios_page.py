@@ -15,10 +15,11 @@ from tasks.patching.first_tokens import first_tokens
 from tasks.patching.group_prompts import contrast_prompts
 from tasks.patching.load import parse_scenario
 from tasks.patching.parser import Reader
-from tasks.patching.scenario import AmountRule, Chat, Choice, Contrast, Frame, Group, Parser, Prompt, Rule, Scenario
+from tasks.patching.scenario import AmountRule, Choice, Contrast, Group, Parser, Prompt, Rule, Scenario
 from tasks.patching.spec import ScenarioRef
 from tasks.patching.try_scenario import prompt_lines
 from tasks.patching.tryout import Answer, NextToken, Tryout
+from tasks.text.spec import Chat, Frame
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "scenarios.md").read_text()

@@ -85,7 +85,12 @@ LIGHT = (
     "tasks.registry",
     "tasks.artifacts.catalog",
     "tasks.artifacts.shard",
+    "tasks.models.fingerprint",
     "tasks.patching.identify",
+    "tasks.places.resolve",
+    "tasks.text.prompts",
+    "tasks.text.prose",
+    "tasks.text.sequences",
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from tasks.engines.bank import Bank
 from tasks.engines.edit import Found, TokenEdits, edit_
 from tasks.engines.interface import Capture
-from tasks.models.layout import Layout, block_output
+from tasks.models.layout import Layout, after_blocks
 from tasks.sae.sae import SAE
 
 
@@ -83,24 +84,16 @@ class BlockHooks:
         """The hooks are there, and do what `now` says, until the end of the context."""
         captured = () if now.features is None else now.reader.layers
         layers = {*now.edited_layers, *captured, *(() if now.residuals is None else now.residual_layers)}
-        handles = [self._layout.blocks[layer].register_forward_hook(self._hook(layer, now)) for layer in layers]
-        try:
+        with after_blocks(self._layout, layers, partial(self._act, now)):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _hook(self, layer: int, now: Pass) -> Callable:
-        def hook(module, args, output):
-            hidden = block_output(output)
-            if layer in now.edited_layers:
-                self._edit(hidden, layer, now)
-            if now.features is not None and layer in now.reader.layers:
-                now.reader.read(layer, hidden[:, -1].to(now.features.device), now.features)
-            if now.residuals is not None and layer in now.residual_layers:
-                now.residuals[:, now.residual_layers.index(layer)] = hidden[:, -1].float()
-
-        return hook
+    def _act(self, now: Pass, layer: int, hidden: Tensor) -> None:
+        if layer in now.edited_layers:
+            self._edit(hidden, layer, now)
+        if now.features is not None and layer in now.reader.layers:
+            now.reader.read(layer, hidden[:, -1].to(now.features.device), now.features)
+        if now.residuals is not None and layer in now.residual_layers:
+            now.residuals[:, now.residual_layers.index(layer)] = hidden[:, -1].float()
 
     def _edit(self, hidden: Tensor, layer: int, now: Pass) -> None:
         dictionary = self._dictionary(layer) if layer in now.whole_layers else None

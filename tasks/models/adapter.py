@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from tasks.errors import BadInput
-from tasks.models import files, hub, remote
+from tasks.models import files
 from tasks.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tasks.models.sources import Source
+from tasks.places.hub import HubRepository
 
 _LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _SAVED_TWICE = re.compile(r"\.modules_to_save(\.default)?\.")
@@ -42,14 +43,11 @@ _ROUNDING_OF_HALF = 0.1
 
 def local_folder(source: Source) -> Path:
     """Folder with the adapter's configuration, weights and tokenizer, downloaded if need be. BadInput if no LoRA."""
-    match source.kind:
-        case "hub":
-            folder = hub.settings(source, ADAPTER_CONFIG)
-            _fetch_weights(source)
-        case "url":
-            folder = remote.download(source)
-        case _:
-            folder = Path(source.location)
+    if isinstance(source.place, HubRepository):
+        folder = source.place.fetch(files.ADAPTER_TOKENIZER)
+        _fetch_weights(source.place)
+    else:
+        folder = source.place.fetch(files.ADAPTER)
     missing = [ADAPTER_CONFIG] if not (folder / ADAPTER_CONFIG).is_file() else []
     if not any((folder / name).is_file() for name in ADAPTER_WEIGHTS):
         missing.append(ADAPTER_WEIGHTS[0])
@@ -228,11 +226,12 @@ def _settings(source: Source, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _fetch_weights(source: Source) -> None:
+def _fetch_weights(repository: HubRepository) -> None:
+    """Of the adapter alone: the repository may hold the weights of a whole model too."""
     try:
-        hub.fetch(source, ADAPTER_WEIGHTS[0])
+        repository.file(ADAPTER_WEIGHTS[0])
     except BadInput:  # adapters of before safetensors
-        hub.fetch(source, ADAPTER_WEIGHTS[1])
+        repository.file(ADAPTER_WEIGHTS[1])
 
 
 def _read_weights(source: Source, folder: Path) -> dict[str, Tensor]:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.errors import BadInput
-from tasks.models.layout import Layout, block_output
+from tasks.models.layout import Layout, after_blocks
 from tasks.models.load import LoadedModel
-from tasks.models.memory import is_out_of_memory
+from tasks.models.memory import Halving
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,9 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.position_ids.to(device))
+
+    def rows(self, rows: slice) -> Batch:
+        return Batch(self.input_ids[rows], self.attention_mask[rows], self.position_ids[rows])
 
     def inputs(self, module: nn.Module) -> dict[str, Tensor]:
         """Keyword arguments for `module`'s forward; position ids only where it takes them (BLOOM has none)."""
@@ -73,18 +76,18 @@ def residuals_at_last_token(
         raise BadInput("layers", list(layers), f"the model has layers 0..{layout.n_layers - 1}", "choose among them")
     by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
     out = torch.empty(len(sequences), len(layers), layout.d_model)
-    done = 0
+
+    def run(rows: Sequence[int]) -> Tensor:
+        """[n, len(layers), d_model] float32, on the CPU."""
+        batch, stack = pad([sequences[i] for i in rows], loaded.pad_id).to(loaded.device), layout.stack
+        captured: dict[int, Tensor] = {}
+        with after_blocks(layout, layers, lambda layer, x: captured.update({layer: x[:, -1].float()})):
+            stack(**batch.inputs(stack), use_cache=False)
+        return torch.stack([captured[layer].to("cpu") for layer in layers], dim=1)
+
     with truncated(layout, max(layers) + 1):
-        while done < len(sequences):
-            rows = by_length[done : done + batch_size]
-            try:
-                out[rows] = _last_token_residuals(loaded, [sequences[i] for i in rows], layers)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or len(rows) == 1:
-                    raise
-                batch_size = len(rows) // 2
-                continue
-            done += len(rows)
+        for rows, residuals in Halving(batch_size).over(by_length, run):
+            out[rows] = residuals
     return out
 
 
@@ -97,23 +100,3 @@ def truncated(layout: Layout, n_layers: int) -> Iterator[None]:
         yield
     finally:
         setattr(layout.stack, name, layout.blocks)
-
-
-def _last_token_residuals(loaded: LoadedModel, sequences: list[Sequence[int]], layers: Sequence[int]) -> Tensor:
-    """[n, len(layers), d_model] float32, on the CPU."""
-    captured: dict[int, Tensor] = {}
-
-    def capture(layer: int):
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            captured[layer] = block_output(output)[:, -1].float()
-
-        return hook
-
-    blocks, stack = loaded.layout.blocks, loaded.layout.stack
-    hooks = [blocks[layer].register_forward_hook(capture(layer)) for layer in set(layers)]
-    try:
-        stack(**pad(sequences, loaded.pad_id).to(loaded.device).inputs(stack), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.stack([captured[layer].to("cpu") for layer in layers], dim=1)

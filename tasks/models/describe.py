@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.models import gguf_header, hub, remote
+from tasks.models import gguf_header
 from tasks.models.files import CONFIG, damaged, without_config
 from tasks.models.sources import Source, model_source
 from tasks.models.spec import ModelInfo, ModelRef
@@ -25,17 +25,14 @@ _MAX_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length
 def describe(ref: ModelRef) -> ModelInfo:
     """Raises BadInput for a source that is missing, unreachable for this user, or no model."""
     source = model_source(ref)
-    match source.kind:
-        case "gguf" | "gguf_url":
-            return gguf_header.describe(source)
-        case "hub":
-            text = hub.fetch(source, CONFIG).read_bytes()
-        case "folder":
-            text = _config_of_folder(source)
-            if problem := damaged(Path(source.location)):
-                raise source.bad(f"its weights cannot be loaded: {problem}", "download it again")
-        case "url":
-            text = remote.read(source, CONFIG)
+    if source.gguf is not None:
+        return gguf_header.describe(source)
+    try:
+        text = source.place.read(CONFIG)
+    except FileNotFoundError as error:
+        raise source.bad(f"the folder has no {CONFIG}", without_config(Path(source.location))) from error
+    if source.is_local and (problem := damaged(Path(source.location))):
+        raise source.bad(f"its weights cannot be loaded: {problem}", "download it again")
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -107,10 +104,3 @@ def _sizes_with_defaults(source: Source, config: dict[str, Any]) -> dict[str, in
     except (StrictDataclassError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise source.bad(f"its {CONFIG} is refused by transformers ({error})", _CORRECT) from error
     return {"n_layers": full.num_hidden_layers, "d_model": full.hidden_size, "vocab_size": full.vocab_size}
-
-
-def _config_of_folder(source: Source) -> bytes:
-    try:
-        return (Path(source.location) / CONFIG).read_bytes()
-    except FileNotFoundError as error:
-        raise source.bad(f"the folder has no {CONFIG}", without_config(Path(source.location))) from error

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from pathlib import Path
+
+from tasks.places.place import Wanted
 
 CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,6 +34,13 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 IGNORED_PREFIXES = (".", "consolidated")
 """Hidden files, and the second copy of the weights that Mistral publishes."""
+
+TOKENIZER = Wanted(CONFIG, SETTINGS, ignored_prefixes=IGNORED_PREFIXES)
+"""Configuration and tokenizer. Not the weights."""
+MODEL = Wanted(CONFIG, SETTINGS, (SAFETENSORS, PICKLED), IGNORED_PREFIXES)
+"""Weights in safetensors win over pickled ones, as they do in transformers."""
+ADAPTER_TOKENIZER = Wanted(ADAPTER_CONFIG, SETTINGS, ignored_prefixes=IGNORED_PREFIXES)
+ADAPTER = Wanted(ADAPTER_CONFIG, SETTINGS, (SAFETENSORS, PICKLED), IGNORED_PREFIXES)
 
 _GGUF_PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
 
@@ -86,21 +94,10 @@ def damaged(folder: Path) -> str | None:
     return None
 
 
-def relevant(names: Iterable[str]) -> list[str]:
-    """The files that matter, sorted: configuration, tokenizer, weights."""
-    names = list(names)
-    return sorted({*settings(names), *weights(names)})
-
-
-def settings(names: Iterable[str]) -> list[str]:
-    """Configuration and tokenizer among `names`."""
-    return _matching(names, SETTINGS)
-
-
 def weights(names: Iterable[str]) -> list[str]:
-    """The weights among `names`; those in safetensors win over pickled ones, as they do in transformers."""
+    """The weights among `names`."""
     names = list(names)
-    return _matching(names, SAFETENSORS) or _matching(names, PICKLED)
+    return MODEL.matching(names, SAFETENSORS) or MODEL.matching(names, PICKLED)
 
 
 def missing(folder: Path) -> str | None:
@@ -117,8 +114,3 @@ def missing(folder: Path) -> str | None:
                 raise ValueError(f"{name} has no weight_map")
             wanted += sorted(set(index["weight_map"].values()))
     return next((name for name in wanted if name not in names), None)
-
-
-def _matching(names: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
-    names = [name for name in names if not name.startswith(IGNORED_PREFIXES)]
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -11,7 +11,6 @@ from typing import Any
 from gguf import GGUFReader
 from gguf.gguf_reader import ReaderField, ReaderTensor
 
-from tasks.models import files, remote
 from tasks.models.sources import Source
 from tasks.models.spec import ModelInfo
 
@@ -64,11 +63,8 @@ def weight_type(source: Source) -> str:
 
 def local_parts(source: Source) -> list[Path]:
     """The model's files on this machine, downloaded if need be. Raises BadInput for a part that is missing."""
-    folder = Path(source.location).parent if source.kind == "gguf" else remote.download(source)
-    names = files.gguf_parts(source.location.rpartition("/")[2])
-    for name in names:
-        if not (folder / name).is_file():
-            raise source.bad(*files.missing_part(name, len(names)))
+    names = source.gguf_files()
+    folder = source.place.fetch(names)
     return [folder / name for name in names]
 
 

@@ -17,12 +17,12 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 from transformers.models.auto import CONFIG_MAPPING
 
 from tasks.models import gguf_header, gguf_metadata, gguf_tokenizer
-from tasks.models.cache import build_once
 from tasks.models.fingerprint import source_fingerprint
 from tasks.models.gguf_header import GgufFile
 from tasks.models.gguf_rope import FACTORS
 from tasks.models.sources import Source
 from tasks.models.spec import Dtype
+from tasks.places.cache import build_once
 
 _OTHER_FORMAT = "use the model in transformers format"
 

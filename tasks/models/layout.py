@@ -11,6 +11,8 @@ was found is the residual stream.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -90,17 +92,32 @@ def replace_block_output(output: Tensor | tuple, hidden: Tensor) -> Tensor | tup
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
+@contextmanager
+def after_blocks(layout: Layout, layers: Iterable[int], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Inside, every forward pass calls `see(layer, x)` after each of these blocks, in forward order.
+
+    x is the residual stream itself, [batch, position, d_model]: what `see` writes into it goes on through the model,
+    and what `see` wants to keep it copies, unless it holds the whole stream until the end.
+    """
+
+    def hook(layer: int) -> Callable:
+        return lambda module, args, output: see(layer, block_output(output))
+
+    handles = [layout.blocks[layer].register_forward_hook(hook(layer)) for layer in dict.fromkeys(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def verify(model: PreTrainedModel, layout: Layout) -> None:
     """Check on three tokens that block outputs are the model's own `hidden_states`; raises BadInput if not."""
     captured: list[Tensor] = []
-    hooks = [b.register_forward_hook(lambda *call: captured.append(block_output(call[2]))) for b in layout.blocks]
-    try:
+    with after_blocks(layout, range(layout.n_layers), lambda layer, x: captured.append(x)):
         ids = torch.arange(3, device=computes_on(layout.embeddings))[None]
         hidden_states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
-    finally:
-        for hook in hooks:
-            hook.remove()
     if hidden_states is None or len(hidden_states) != layout.n_layers + 1 or len(captured) != layout.n_layers:
         raise _unknown(model, "does not report one hidden state per block")
     if not all(state.isfinite().all() for state in captured):

@@ -26,17 +26,17 @@ from transformers import (
 )
 
 from tasks.errors import TransientError
-from tasks.models import adapter, gguf_weights, hub, remote
-from tasks.models.cache import build_once
-from tasks.models.files import bad_pickle, damaged, missing, weights
+from tasks.models import adapter, gguf_weights
+from tasks.models.files import MODEL, TOKENIZER, bad_pickle, damaged, missing, weights
 from tasks.models.fingerprint import fingerprint
 from tasks.models.layout import Layout, computes_on, verify
 from tasks.models.placement import Placement, is_split, placement, spread
 from tasks.models.quantization import compute_dtype, stays_quantized
 from tasks.models.quantization import method as quantization_method
-from tasks.models.scratch import Scratch
 from tasks.models.sources import Source, adapter_source, model_source
 from tasks.models.spec import Dtype, ModelRef
+from tasks.places.cache import build_once
+from tasks.places.scratch import Scratch
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,28 +159,14 @@ def _check_unchanged(ref: ModelRef, source: Source, expected: str) -> None:
 
 def _settings(source: Source, dtype: Dtype) -> Path:
     """Folder with the model's configuration and tokenizer; without its weights where that is less."""
-    match source.kind:
-        case "hub":
-            return hub.snapshot(source, with_weights=False)
-        case "url":
-            return remote.download(source, with_weights=False)
-        case "folder":
-            return Path(source.location)
-        case _:
-            return _folder(source, dtype)
+    return _folder(source, dtype) if source.gguf is not None else source.place.fetch(TOKENIZER)
 
 
 def _folder(source: Source, dtype: Dtype) -> Path:
     """The model on this machine, in transformers format and whole."""
-    match source.kind:
-        case "hub":
-            folder = hub.snapshot(source)
-        case "url":
-            folder = remote.download(source)
-        case "gguf" | "gguf_url":
-            return gguf_weights.converted(source, dtype)
-        case "folder":
-            folder = Path(source.location)
+    if source.gguf is not None:
+        return gguf_weights.converted(source, dtype)
+    folder = source.place.fetch(MODEL)
     try:
         name = missing(folder)
     except ValueError as error:
@@ -189,7 +175,7 @@ def _folder(source: Source, dtype: Dtype) -> Path:
         if problem := damaged(folder):
             raise source.bad(f"its weights cannot be loaded: {problem}", "download it again")
         return folder
-    if source.kind == "hub" and not constants.is_offline_mode():
+    if source.on_hub and not constants.is_offline_mode():
         raise TransientError(f"{source.location}: the hub cannot be reached and the local cache has no {name}")
     raise source.bad(f"there is no {name} in {folder}", "give a model in transformers format with all its files")
 

@@ -1,17 +1,54 @@
-"""How much memory is free, and telling a lack of it from other errors."""
+"""How much memory is free, telling a lack of it from other errors, and halving batches where it runs out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True for an accelerator's out-of-memory error and for the CPU allocator's, which is a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
+
+
+class Halving:
+    """A batch size that is halved whenever memory runs out, and stays so.
+
+    on_halved: called with how many items did not fit together.
+    """
+
+    def __init__(self, size: int, on_halved: Callable[[int], None] = lambda n: None) -> None:
+        self.size = size
+        self._on_halved = on_halved
+
+    def over(
+        self, items: Sequence[Item], run: Callable[[Sequence[Item]], Result]
+    ) -> Iterator[tuple[Sequence[Item], Result]]:
+        """(batch, run(batch)) until all items are done, in their order.
+
+        Raises what `run` raises, and its out-of-memory error where one item is too many.
+        """
+        done = 0
+        while done < len(items):
+            batch = items[done : done + self.size]
+            try:
+                result = run(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                self.size = len(batch) // 2
+                self._on_halved(len(batch))
+                continue
+            done += len(batch)
+            yield batch, result
+            del result  # no memory is held for it while the next batch runs
 
 
 def free_bytes(device: torch.device | str) -> int:

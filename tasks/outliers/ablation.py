@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from tasks.engines.head import Float32Head
 from tasks.models.batching import pad
 from tasks.models.load import LoadedModel
-from tasks.models.memory import is_out_of_memory
+from tasks.models.memory import Halving
 from tasks.models.points import norm_points, rewriting
 
 LOGITS = 2**25
@@ -46,12 +46,16 @@ class Ablation:
     """
 
     def __init__(self, loaded: LoadedModel, batch_size: int) -> None:
-        self.batch_size = batch_size
+        self._batches = Halving(batch_size)
         self._loaded = loaded
         self._points = norm_points(loaded.model, loaded.layout)
         self._head = Float32Head(loaded.layout.lm_head)
         vocabulary = loaded.model.config.get_text_config(decoder=True).vocab_size
         self._rows = max(1, LOGITS // vocabulary)
+
+    @property
+    def batch_size(self) -> int:
+        return self._batches.size
 
     @torch.no_grad()
     def measure(
@@ -66,15 +70,11 @@ class Ablation:
         """
         by_length = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
         results: dict[int, Measured] = {}
-        while len(results) < len(sequences):
-            rows = by_length[len(results) : len(results) + self.batch_size]
-            try:
-                measured = self._batch([sequences[i] for i in rows], dims)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or len(rows) == 1:
-                    raise
-                self.batch_size = len(rows) // 2
-                continue
+
+        def run(rows: Sequence[int]) -> list[Measured]:
+            return self._batch([sequences[i] for i in rows], dims)
+
+        for rows, measured in self._batches.over(by_length, run):
             results.update(zip(rows, measured, strict=True))
             on_batch(len(results))
         return [results[i] for i in range(len(sequences))]

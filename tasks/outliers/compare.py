@@ -8,11 +8,11 @@ from itertools import islice
 from typing import Any
 
 from tasks.errors import BadInput
+from tasks.json_stream.source import open_source
 from tasks.outliers.old.align import align
 from tasks.outliers.old.differences import SHOWN, Difference, Pair, differences, fields
 from tasks.outliers.old.document import Document
 from tasks.outliers.old.read import read
-from tasks.outliers.old.source import open_source
 from tasks.outliers.old.tally import Found
 
 SIZE_RATIO = 0.01

@@ -10,9 +10,9 @@ from typing import Any
 
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
+from tasks.json_stream.source import open_source
 from tasks.outliers.old.read import read
 from tasks.outliers.old.renew import Said, renew
-from tasks.outliers.old.source import open_source
 from tasks.outliers.old.tally import Shares
 from tasks.outliers.results_layout import to_json
 

@@ -30,12 +30,10 @@ def count_parameters(ref: ModelRef, config: PretrainedConfig) -> tuple[int, int]
 def quantization(ref: ModelRef, config: PretrainedConfig) -> str | None:
     """How the stored weights are quantized, such as "GGUF Q4_1", "mxfp4" or "gptq 4-bit"; None where they are not."""
     source = model_source(ref)
-    match source.kind:
-        case "gguf" | "gguf_url":
-            name = weight_type(source)
-            return None if name in _PLAIN else f"GGUF {name}"
-        case _:
-            return _of_config(getattr(config, "quantization_config", None))
+    if source.gguf is None:
+        return _of_config(getattr(config, "quantization_config", None))
+    name = weight_type(source)
+    return None if name in _PLAIN else f"GGUF {name}"
 
 
 def _of_config(settings: Any) -> str | None:

@@ -16,9 +16,10 @@ from tasks.models.fingerprint import fingerprint
 from tasks.models.load import load_config, load_tokenizer
 from tasks.models.spec import ModelInfo
 from tasks.outliers.model_facts import count_parameters, quantization
-from tasks.outliers.sequences import Sequence, begins_with_bos, cut, warnings
-from tasks.outliers.spec import PrepareParams, TextSource
-from tasks.outliers.texts import open_texts
+from tasks.outliers.spec import PrepareParams
+from tasks.text.documents import open_texts
+from tasks.text.sequences import Sequence, begins_with_bos, cut, warnings
+from tasks.text.spec import TextSource
 
 
 def run(ctx: ShardContext) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from tasks.context import ShardContext
-from tasks.models.batching import Batch, pad
+from tasks.models.batching import pad
 from tasks.models.load import LoadedModel, load
-from tasks.models.memory import is_out_of_memory
+from tasks.models.memory import Halving
 from tasks.outliers.merge import SiteMerger
 from tasks.outliers.scan import Scanner, SiteResult
 from tasks.outliers.single_sequences import point_names, sequence_rows, systematic_rows
@@ -77,24 +77,19 @@ class _Scan:
         return scanner
 
     def add(self, batch: Sequence[Numbered], summary: _Summary) -> None:
-        """Scan a batch, in halves where memory does not hold it whole."""
+        """Scan a batch, in parts where memory does not hold it whole. All parts are padded as the whole is."""
+        numbers = [number for number, _ in batch]
         padded = pad([tokens for _, tokens in batch], self.scanner.loaded.pad_id, side="right")
-        self._add(padded, [number for number, _ in batch], summary)
+        lengths = padded.attention_mask.sum(1).tolist()
 
-    def _add(self, padded: Batch, numbers: Sequence[int], summary: _Summary) -> None:
-        try:
-            results = self.scanner.scan(padded, numbers)
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(numbers) == 1:
-                raise
-            half = len(numbers) // 2
-            self._ctx.note("out_of_memory", f"{len(numbers)} sequences of {padded.input_ids.shape[1]} tokens, halved")
-        else:
-            summary.add(results, numbers, padded.attention_mask.sum(1).tolist())
-            return
-        for rows in (slice(half), slice(half, None)):
-            part = Batch(padded.input_ids[rows], padded.attention_mask[rows], padded.position_ids[rows])
-            self._add(part, numbers[rows], summary)
+        def scan(rows: range) -> Mapping[Site, SiteResult]:
+            return self.scanner.scan(padded.rows(slice(rows.start, rows.stop)), numbers[rows.start : rows.stop])
+
+        def say(n: int) -> None:
+            self._ctx.note("out_of_memory", f"{n} sequences of {padded.input_ids.shape[1]} tokens, halved")
+
+        for rows, results in Halving(len(batch), say).over(range(len(batch)), scan):
+            summary.add(results, numbers[rows.start : rows.stop], lengths[rows.start : rows.stop])
 
 
 class _Summary:

@@ -10,9 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from tasks.models.spec import ModelRef
 from tasks.places.location import Location
 from tasks.spec import MODELS, TaskKind
-
-PROSE = "embedded:prose"
-"""The text that is always there: topics of Python's documentation."""
+from tasks.text.spec import TextSource
 
 Site = Literal["norms", "residual"]
 """What is watched: `norms`, what enters each block's attention and FFN; `residual`, what leaves each block."""
@@ -33,36 +31,6 @@ ABSOLUTE, RELATIVE, MASSIVE = range(len(CRITERIA))
 def headline_site(watched: Collection[str]) -> Site:
     """The site whose sequences are reported one by one, and whose dimensions are checked: `norms` if watched."""
     return "norms" if "norms" in watched else "residual"
-
-
-class TextSource(BaseModel):
-    """Text to read, and how it becomes sequences of tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    location: Location = Field(
-        PROSE,
-        min_length=1,
-        title="Text",
-        description=(
-            "File, folder or pattern, local or a URL (s3://bucket/text/*.parquet), of .jsonl, .parquet or text; may "
-            f"be compressed. In a pattern, [[] is a plain [. {PROSE} is embedded: topics of Python's documentation"
-        ),
-    )
-    format: Literal["auto", "jsonl", "parquet", "text"] = Field(
-        "auto", description="Format of the files; `auto` goes by their endings. A text file is one document"
-    )
-    column: str = Field("text", min_length=1, description="Field of a JSON line, or column of a table, with the text")
-    pack: bool = Field(
-        True,
-        description="Join documents and cut them into sequences of full length. Else each document is a sequence of "
-        "its own, cut off at the length",
-    )
-    sequences: int = Field(16, ge=1, le=1_000_000, description="Sequences to read")
-    length: int = Field(512, ge=8, le=1_048_576, description="Tokens of a sequence, the first (BOS) token included")
-    bos: Literal["auto", "always", "never"] = Field(
-        "auto", description="Begin each sequence with the BOS token: as the tokenizer does by itself, always, or never"
-    )
 
 
 class Criteria(BaseModel):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tasks.context import ShardContext
 from tasks.models.batching import residuals_at_last_token
 from tasks.models.load import load
-from tasks.patching.frame import encode
 from tasks.patching.group_prompts import contrast_prompts
 from tasks.patching.spec import ActivationsParams
 from tasks.patching.tables import PROMPTS
+from tasks.text.prompts import encode
 
 PROMPTS_PER_CHUNK = 64
 DEFAULT_BATCH_SIZE = 16

@@ -13,10 +13,11 @@ from tasks.context import ShardContext
 from tasks.engines.torch_engine import TorchEngine
 from tasks.errors import BadInput
 from tasks.models.load import load
-from tasks.patching.scenario import Chat, Frame, Prompt
+from tasks.patching.scenario import Prompt
 from tasks.patching.spec import ChoicesParams
 from tasks.patching.trier import Trier
 from tasks.patching.tryout import NextToken, Tryout, listed, percent
+from tasks.text.spec import Chat, Frame
 
 ANSWERS_SHOWN = 5
 FRAMES_NAMED = 2

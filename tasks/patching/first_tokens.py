@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tasks.errors import BadInput
-from tasks.patching.frame import decode, encode
 from tasks.patching.parser import Reader
 from tasks.patching.scenario import INVALID, Scenario
+from tasks.text.prompts import decode, encode
 
 _WORD_STARTS = ("", "▁", "Ġ")
 """How vocabularies write a token: as it is, or with the space before it (SentencePiece, byte-level BPE)."""

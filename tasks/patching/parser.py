@@ -21,11 +21,6 @@ class Decision(NamedTuple):
     rule matched."""
 
 
-def cut_at_stop(response: str, stop_strings: Sequence[str]) -> str:
-    """The response up to the first of the scenario's stop strings, which is dropped."""
-    return response[: min((i for s in stop_strings if (i := response.find(s)) >= 0), default=len(response))]
-
-
 def answer_length(response: str, restart: Sequence[str]) -> int:
     """Characters of the response before the model starts to play the scenario on its own."""
     field = "scenario.parser.restart"

@@ -12,10 +12,10 @@ from tasks.errors import BadInput
 from tasks.models.load import load_tokenizer
 from tasks.models.spec import ModelInfo
 from tasks.patching.first_tokens import first_tokens
-from tasks.patching.frame import encode
 from tasks.patching.group_prompts import GroupPrompt, contrast_prompts
 from tasks.patching.spec import PrepareParams
 from tasks.sae.load import check_source
+from tasks.text.prompts import encode
 
 
 def run(ctx: ShardContext) -> None:

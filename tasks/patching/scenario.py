@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from tasks.errors import shown
 from tasks.patching import patterns, templates
 from tasks.places.location import Location
+from tasks.text.spec import Frame
 
 INVALID = "invalid"
 """The outcome of a continuation that makes no valid choice; no choice may have this name."""
@@ -64,17 +65,6 @@ class Choice(_Model):
     first_tokens: list[str] = Field(
         min_length=1, description="Texts that count as this choice when they are the first generated token."
     )
-
-
-class Chat(_Model):
-    system: str | None = Field(None, description="System message; none if empty.")
-
-
-class Frame(_Model):
-    """How a prompt's text becomes the model's input."""
-
-    answer_prefix: str = Field("", description="Text that the answer begins with, for example 'Choice: '.")
-    chat: Chat | None = Field(None, description="Use the tokenizer's chat template.")
 
 
 class AmountRule(_Model):

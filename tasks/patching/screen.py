@@ -16,10 +16,10 @@ from tasks.engines.torch_engine import TorchEngine
 from tasks.models.load import load
 from tasks.patching import tables
 from tasks.patching.dictionaries import sae_cache
-from tasks.patching.frame import encode
 from tasks.patching.scenario import INVALID
 from tasks.patching.spec import Arm, ScreenParams
 from tasks.patching.tables import CANDIDATES
+from tasks.text.prompts import encode
 
 CANDIDATES_PER_CHUNK = 32
 

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from tasks.engines.choice import EngineChoice, EngineName
 from tasks.models.spec import ModelRef
-from tasks.patching.scenario import Contrast, Frame, Parser, Prompt, Scenario
+from tasks.patching.scenario import Contrast, Parser, Prompt, Scenario
 from tasks.places.location import Location
 from tasks.sae.spec import SaeSource
 from tasks.spec import MODELS, Seed, TaskKind
+from tasks.text.spec import Frame
 
 Scope = Literal["last", "decode", "all"]
 Mode = Literal["keep_error", "reconstruct"]

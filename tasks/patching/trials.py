@@ -15,10 +15,10 @@ from tasks.engines.open import open_engine
 from tasks.models.load import load_tokenizer
 from tasks.patching.cells import Cell, study_cells
 from tasks.patching.dictionaries import sae_cache
-from tasks.patching.frame import encode, response
 from tasks.patching.parser import Reader
 from tasks.patching.spec import TrialsParams
 from tasks.patching.tables import ACTIVATION_ROWS, CANDIDATES, CONFIRM, SURVIVORS, TRIALS
+from tasks.text.prompts import encode, response
 
 TRIALS_PER_CHUNK = 512
 CAPTURED_POSITIONS = ("last", "final")

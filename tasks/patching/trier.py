@@ -10,11 +10,12 @@ import numpy as np
 from tasks.engines.interface import Cell, Trial
 from tasks.engines.torch_engine import TorchEngine
 from tasks.patching.cells import baseline
-from tasks.patching.frame import decode, encode, response
 from tasks.patching.parser import Reader
-from tasks.patching.scenario import INVALID, Frame, Prompt
+from tasks.patching.scenario import INVALID, Prompt
 from tasks.patching.spec import ChoicesParams
 from tasks.patching.tryout import Answer, NextToken, Tryout
+from tasks.text.prompts import decode, encode, response
+from tasks.text.spec import Frame
 
 ANSWERS = 10
 """Sampled on each prompt; one where all would be the same."""

@@ -14,7 +14,6 @@ from tasks.models.describe import describe
 from tasks.models.load import load, load_tokenizer
 from tasks.patching.choices import check
 from tasks.patching.first_tokens import first_tokens
-from tasks.patching.frame import encode
 from tasks.patching.group_prompts import GroupPrompt, contrast_prompts
 from tasks.patching.load import load_scenario
 from tasks.patching.prepare import check_lengths
@@ -23,6 +22,7 @@ from tasks.patching.spec import ChoicesParams, ChoiceTokens, PrepareParams, Stud
 from tasks.patching.trier import ANSWERS, Trier
 from tasks.patching.tryout import NextToken, Tryout, percent
 from tasks.report import numbers as fmt
+from tasks.text.prompts import encode
 
 WIDTH = 100
 

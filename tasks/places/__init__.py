@@ -1,1 +1,1 @@
-"""Where models, dictionaries, texts and results lie, and the one rule that no location carries credentials."""
+"""Where models, dictionaries, texts and results lie, what is kept of them here, and the rule against credentials."""

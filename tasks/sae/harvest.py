@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.models.batching import pad, truncated
-from tasks.models.cache import build_once, cache_root
-from tasks.models.layout import block_output
+from tasks.models.layout import after_blocks
 from tasks.models.load import LoadedModel
+from tasks.places.cache import build_once, cache_root
 from tasks.sae import reading
 
 BATCH = 16
@@ -102,22 +102,12 @@ def residuals(loaded: LoadedModel, sequences: Sequence[Sequence[int]], layers: S
     batch = pad(sequences, loaded.pad_id, side="right")
     real = batch.attention_mask.bool()
     real[:, 0] = False
-    captured: dict[int, Tensor] = {}
-
-    def capture(layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            captured[layer] = block_output(output).to("cpu")[real]
-
-        return hook
-
-    hooks = [loaded.layout.blocks[layer].register_forward_hook(capture(layer)) for layer in layers]
-    try:
-        with truncated(loaded.layout, max(layers) + 1):
-            stack = loaded.layout.stack
-            stack(**batch.to(loaded.device).inputs(stack), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layout, captured = loaded.layout, {}
+    with (
+        truncated(layout, max(layers) + 1),
+        after_blocks(layout, layers, lambda layer, x: captured.update({layer: x.to("cpu")[real]})),
+    ):
+        layout.stack(**batch.to(loaded.device).inputs(layout.stack), use_cache=False)
     return captured
 
 

@@ -49,7 +49,7 @@ def check_source(source: SaeSource, d_model: int | None = None) -> None:
 
 
 def _name(source: SaeSource, located: Located) -> str:
-    root = located.location.removesuffix(located.place.pattern).rstrip("/")
+    root = located.location.removesuffix(located.pattern).rstrip("/")
     return f"{source.kind}:{root}/{located.folder}".rstrip("/")
 
 

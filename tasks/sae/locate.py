@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import BadInput
-from tasks.sae.places import FIELD, Place, parse
+from tasks.places.place import Place
+from tasks.places.resolve import place_and_pattern
 from tasks.sae.spec import SaeKind, SaeSource
+
+FIELD = "saes.location"
 
 
 @dataclass(frozen=True)
-class Files:
+class Layout:
     """How a format lays out one dictionary in a folder, and the folder in a collection of many."""
 
     config: str
@@ -27,20 +30,20 @@ class Files:
         return tuple(dict.fromkeys((self.config, self.weights)))
 
 
-LAYOUTS: dict[SaeKind, Files] = {
-    "llama_scope": Files(
+LAYOUTS: dict[SaeKind, Layout] = {
+    "llama_scope": Layout(
         "hyperparams.json",
         "checkpoints/final.safetensors",
         # Llama3_1-8B-Base-L15R-8x; some are spelled Llama3_1Base-L18TC-8x.
         # Other sites match too, to be refused by name.
         folders=("Llama3_1*-L{layer}R-*x", "Llama3_1*-L{layer}[AMT]*-*x"),
     ),
-    "saelens": Files(
+    "saelens": Layout(
         "cfg.json", "sae_weights.safetensors", folders=("blocks.{layer}.hook_resid_post", "layer_{layer}")
     ),
-    "gemma_scope": Files("params.npz", "params.npz"),
-    "sparsify": Files("cfg.json", "sae.safetensors", folders=("layers.{layer}", "h.{layer}")),
-    "dictionary_learning": Files(
+    "gemma_scope": Layout("params.npz", "params.npz"),
+    "sparsify": Layout("cfg.json", "sae.safetensors", folders=("layers.{layer}", "h.{layer}")),
+    "dictionary_learning": Layout(
         "config.json", "ae.pt", folders=("*layer_{layer}", "*layer_{layer}/trainer_*", "*layer_{layer}_*")
     ),
 }
@@ -52,19 +55,21 @@ class Located:
     """The folder of one layer's dictionary."""
 
     place: Place
+    pattern: str
+    """Folder asked for, relative to the place, perhaps with wildcards; "" when only the place was named."""
     folder: str
-    files: Files
+    layout: Layout
     location: str
     """As the user wrote it, the layer filled in."""
 
     def fetch_config(self) -> Path:
-        return self.place.fetch(self.folder, [self.files.config])
+        return self.place.fetch([self.layout.config], self.folder)
 
     def fetch(self) -> Path:
-        return self.place.fetch(self.folder, self.files.all)
+        return self.place.fetch(self.layout.all, self.folder)
 
     def fingerprint(self) -> str:
-        return self.place.fingerprint(self.folder, self.files.all)
+        return self.place.fingerprint(self.layout.all, self.folder)
 
 
 def fingerprint(source: SaeSource, layer: int) -> str:
@@ -81,13 +86,13 @@ def locate(source: SaeSource, layer: int) -> Located:
     """
     if source.kind == "train":
         raise ValueError("a dictionary that is trained here comes from its shard: use tasks.sae.run.load_trained")
-    files = LAYOUTS[source.kind]
+    layout = LAYOUTS[source.kind]
     location = source.layer_locations.get(layer, source.location or "").replace("{layer}", str(layer))
-    place = parse(location, source.revision)
-    below = [folder.replace("{layer}", str(layer)) for folder in files.folders]
-    candidates = [place.pattern, *("/".join(filter(None, (place.pattern, folder))) for folder in below)]
+    place, wanted = place_and_pattern(location, FIELD, source.revision)
+    below = [folder.replace("{layer}", str(layer)) for folder in layout.folders]
+    candidates = [wanted, *("/".join(filter(None, (wanted, folder))) for folder in below)]
     for pattern in candidates:
-        found = _complete(place, pattern, files.all)
+        found = _complete(place, pattern, layout.all)
         if len(found) > 1:
             raise BadInput(
                 FIELD,
@@ -96,12 +101,12 @@ def locate(source: SaeSource, layer: int) -> Located:
                 "name one: write its folder into the location, or into saes.layer_locations",
             )
         if found:
-            return Located(place, found[0], files, location)
+            return Located(place, wanted, found[0], layout, location)
     tried = ", ".join(pattern or "." for pattern in candidates)
     raise BadInput(
         FIELD,
         location,
-        f"no folder for layer {layer} with {' and '.join(files.all)}; looked for {tried}",
+        f"no folder for layer {layer} with {' and '.join(layout.all)}; looked for {tried}",
         f"check the location and saes.kind ({source.kind}); {{layer}} in it stands for the layer",
     )
 

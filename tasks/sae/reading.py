@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from tasks.errors import BadInput
-from tasks.models.chat import render
-from tasks.sae.corpus import library_fingerprint, library_prose
 from tasks.sae.spec import SaeTrainParams
+from tasks.text.prompts import render
+from tasks.text.prose import library_fingerprint, library_prose
+from tasks.text.sequences import in_runs, packed
 
 LENGTH = 256
 """Tokens of a sequence at most."""
@@ -70,7 +71,7 @@ def _own(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, seed: int, 
         else:
             rendered.append(render(tokenizer, text + params.answer_prefix))
     random.Random(seed).shuffle(rendered)
-    return [tokens[at : at + length] for tokens in rendered for at in range(0, len(tokens), length)]
+    return [run for tokens in rendered for run in in_runs(tokens, length)]
 
 
 def _prose(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, length: int) -> Iterator[list[int]]:
@@ -83,13 +84,9 @@ def _prose(tokenizer: PreTrainedTokenizerBase, params: SaeTrainParams, length: i
             "use the same release on both sides",
         )
     first = tokenizer("")["input_ids"][:1]
-    waiting: list[int] = []
-    for topic in library_prose():
-        waiting += tokenizer(topic + "\n\n", add_special_tokens=False)["input_ids"]
-        cut = length - len(first)
-        while len(waiting) >= cut:
-            yield [*first, *waiting[:cut]]
-            waiting = waiting[cut:]
+    topics = (tokenizer(topic + "\n\n", add_special_tokens=False)["input_ids"] for topic in library_prose())
+    encoded = ((number, iter([tokens])) for number, tokens in enumerate(topics))
+    return ([*first, *tokens] for _, tokens in packed(encoded, length - len(first), eos=None))
 
 
 def _within(tokens: Iterable[list[int]], budget: int) -> list[list[int]]:

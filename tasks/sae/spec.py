@@ -96,7 +96,7 @@ class SaeTrainParams(BaseModel):
     answer_prefix: str = ""
     """Comes after each text, or after its chat template."""
     corpus_fingerprint: str
-    """`tasks.sae.corpus.library_fingerprint()`: another embedded prose is refused."""
+    """`tasks.text.prose.library_fingerprint()`: another embedded prose is refused."""
 
     @property
     def precision(self) -> Literal["bfloat16", "float32"]:

@@ -11,11 +11,11 @@ import pytest
 from tasks.models.describe import describe
 from tasks.models.spec import ModelRef
 from tasks.outliers import spec as outliers
-from tasks.outliers.spec import TextSource
-from tasks.outliers.texts import open_texts
 from tasks.patching import spec as patching
 from tasks.sae.load import check_source
 from tasks.sae.spec import SaeSource
+from tasks.text.documents import open_texts
+from tasks.text.spec import TextSource
 from tests.bad_input.refusing import refused
 from tests.sae import checkpoints
 

@@ -26,7 +26,7 @@ from tasks.outliers.reductions import SiteBuffers, Thresholds
 from tasks.outliers.scan import Scanner
 from tasks.outliers.spec import SITES, Criteria, Site
 from tasks.outliers.state import SiteState
-from tasks.sae.corpus import library_prose
+from tasks.text.prose import library_prose
 from tests.benchmarks.bench_gpu import LLAMA_3_1_8B, SMALL, random_llama
 from tests.benchmarks.rows import row
 from tests.benchmarks.workload import alternating

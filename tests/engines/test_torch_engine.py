@@ -158,7 +158,7 @@ def test_end_tokens_end_a_trial_and_its_slot_is_refilled(bench):
 
 
 def test_an_edit_that_never_fires_fails(bench, monkeypatch):
-    monkeypatch.setattr(torch_engine.BlockHooks, "_hook", lambda self, layer, now: lambda module, args, output: None)
+    monkeypatch.setattr(torch_engine.BlockHooks, "_act", lambda self, now, layer, hidden: None)
     trial = Trial(3, (5, 6, 7), seed=0, edit=Edit(0, 1.0, "decode"), max_new_tokens=3)
     with pytest.raises(EditNotApplied, match=r"trial 3: .*row 0 was applied at 0 positions, its scope asks for 3"):
         run(bench, [trial], end_tokens=())

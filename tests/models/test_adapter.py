@@ -12,8 +12,8 @@ from tasks.models import load as load_module
 from tasks.models.fingerprint import fingerprint
 from tasks.models.load import load, load_tokenizer, local_folder
 from tasks.models.spec import ModelRef
-from tests.models.test_hub import lay_out
 from tests.models.tiny import save_tiny_model, tiny_model, tiny_tokenizer
+from tests.places.test_hub import lay_out
 
 pytestmark = pytest.mark.usefixtures("cache")
 IDS = torch.tensor([[1, 20, 30, 40, 50]])

@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from tasks.errors import BadInput
-from tasks.models import batching
 from tasks.models.batching import pad, residuals_at_last_token, truncated
 from tasks.models.layout import Layout, block_output
 from tasks.models.load import LoadedModel
+from tasks.models.memory import is_out_of_memory
 from tasks.models.spec import ModelRef
 from tests.models.tiny import ALL_ARCHITECTURES, D_MODEL, N_LAYERS, tiny_model, tiny_tokenizer
 
@@ -163,8 +163,8 @@ def test_the_batch_is_halved_when_memory_runs_out():
 def test_real_cpu_allocation_failures_are_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert batching.is_out_of_memory(caught.value)
-    assert not batching.is_out_of_memory(RuntimeError("shape mismatch"))
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
 def test_memory_for_not_even_one_row_and_other_errors_are_raised():

@@ -8,13 +8,13 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from tasks.models.batching import pad, residuals_at_last_token
-from tasks.models.cache import cache_root
-from tasks.models.chat import render
 from tasks.models.describe import describe
 from tasks.models.fingerprint import fingerprint
 from tasks.models.load import load
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelInfo, ModelRef
+from tasks.places.cache import cache_root
+from tasks.text.prompts import render
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import BadInput
-from tasks.models.cache import cache_root
 from tasks.models.fingerprint import fingerprint
 from tasks.models.load import load, load_tokenizer
 from tasks.models.spec import ModelRef
+from tasks.places.cache import cache_root
 from tests.models.tiny import save_tiny_model, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -1,9 +1,10 @@
-"""Free memory, as the system's files tell it."""
+"""Free memory, as the system's files tell it, and batches that do not fit it."""
 
 import psutil
 import pytest
+import torch
 
-from tasks.models.memory import cgroup_bytes, free_bytes, machine_bytes
+from tasks.models.memory import Halving, cgroup_bytes, free_bytes, machine_bytes
 
 GIB = 2**30
 
@@ -52,3 +53,33 @@ def test_limits_of_version_1_in_a_container_that_sees_its_own_group_as_the_top(t
         },
     )
     assert cgroup_bytes(tmp_path) == [2 * GIB]
+
+
+def fits(most):
+    """Something to run on batches that has memory for `most` items, and the sizes it was given."""
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("no more")
+        return sum(batch)
+
+    return run, sizes
+
+
+def test_batches_are_halved_and_stay_so():
+    run, sizes = fits(2)
+    halved = []
+    batches = Halving(6, halved.append)
+    assert list(batches.over([1, 2, 3, 4, 5], run)) == [([1, 2], 3), ([3, 4], 7), ([5], 5)]
+    assert (sizes, halved, batches.size) == ([5, 2, 2, 1], [5], 2)
+    assert list(batches.over([7], run)) == [([7], 7)]
+
+
+def test_one_item_too_many_and_other_errors_are_raised():
+    run, _ = fits(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Halving(4).over([1, 2], run))
+    with pytest.raises(ZeroDivisionError):
+        list(Halving(4).over([1, 2], lambda batch: 1 / 0))

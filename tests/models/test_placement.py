@@ -12,13 +12,13 @@ from tasks.engines.interface import Trial
 from tasks.engines.torch_engine import TorchEngine
 from tasks.errors import BadInput
 from tasks.models.batching import residuals_at_last_token
-from tasks.models.cache import cache_root
 from tasks.models.experts import moe_blocks, routing
 from tasks.models.load import load
 from tasks.models.placement import SHARE, place, placement, spread
 from tasks.models.points import norm_points, residual_points, rewriting, watching
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelRef
+from tasks.places.cache import cache_root
 from tests.engines.cases import check, random_case
 from tests.engines.conftest import random_sae
 from tests.engines.reference import Reference

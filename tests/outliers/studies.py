@@ -11,8 +11,9 @@ from tasks.artifacts.store import Store
 from tasks.context import Runtime
 from tasks.models.spec import ModelRef
 from tasks.outliers import spec
-from tasks.outliers.spec import Criteria, TextSource
+from tasks.outliers.spec import Criteria
 from tasks.runner import run_shard
+from tasks.text.spec import TextSource
 
 CRITERIA = Criteria(threshold=2.1, layer_share=0.4, position_share=0.2, relative_threshold=2.5)
 

@@ -32,11 +32,11 @@ from tasks.outliers.spec import (
     AblationParams,
     AblationSettings,
     PrepareParams,
-    TextSource,
 )
 from tasks.outliers.tables import ABLATION as TABLE
 from tasks.runner import run_shard
-from tasks.sae.corpus import library_prose
+from tasks.text.prose import library_prose
+from tasks.text.spec import TextSource
 from tests.models.tiny import ARCHITECTURES, save_tiny_model, tiny_model, tiny_tokenizer
 from tests.outliers.given import GIVEN
 

@@ -22,7 +22,6 @@ import torch
 from tasks.errors import BadInput
 from tasks.outliers.__main__ import main
 from tasks.outliers.convert import convert, default_target
-from tasks.outliers.old.nonfinite import STAND_INS, VALUES, StandIns
 from tasks.outliers.old.said import Said
 from tasks.outliers.old.tally import Shares
 from tasks.outliers.results_layout import to_json
@@ -283,28 +282,6 @@ def test_occurrences_that_are_not_a_number_are_left_out(tmp_path: Path, old: dic
     new, said = convert_text(tmp_path, json.dumps(changed, indent=2).encode())
     assert said.notes == ["batch 2: 1 occurrences are NaN, which is no outlier: left out"]
     assert old_records(new) == old["all_systematic_outliers"]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 1000])
-def test_stand_ins_do_not_depend_on_the_pieces(size: int) -> None:
-    text = json.dumps(
-        {
-            "a": [math.nan, math.inf, -math.inf, "NaN", 'a"NaN\\'],
-            "NaN": "\\\\",
-            "b": {"c\\": math.nan, "d": "-Infinity"},
-        }
-    ).encode()
-    stand_ins = StandIns()
-    pieces = [stand_ins(text[i : i + size]) for i in range(0, len(text), size)]
-    replaced = b"".join(pieces) + stand_ins(b"", last=True)
-    assert len(replaced) == len(text)
-    found = json.loads(replaced)
-    assert [VALUES.get(value, value) for value in found["a"][1:3]] == [math.inf, -math.inf]
-    assert math.isnan(VALUES[found["a"][0]])
-    assert found["a"][3:] == ["NaN", 'a"NaN\\']
-    assert found["NaN"] == "\\\\"
-    assert (found["b"]["c\\"], found["b"]["d"]) == ("\x7f", "-Infinity")
-    assert all(len(word) == len(stand_in) for word, stand_in in STAND_INS.items())
 
 
 @pytest.mark.parametrize("between", [b"", b"\n\n", b"\x00\x00"])

@@ -16,8 +16,9 @@ from tasks.models.fingerprint import fingerprint
 from tasks.models.load import load_tokenizer
 from tasks.models.spec import ModelRef
 from tasks.outliers.model_facts import quantization
-from tasks.outliers.spec import PREPARE, PrepareParams, TextSource
+from tasks.outliers.spec import PREPARE, PrepareParams
 from tasks.runner import run_shard
+from tasks.text.spec import TextSource
 from tests.models.tiny import save_tiny_model
 
 LONGEST = "Choose 1) or 2), and stop when you are done with it."

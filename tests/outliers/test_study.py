@@ -263,7 +263,7 @@ def test_a_batch_that_does_not_fit_is_halved(study, monkeypatch) -> None:
     monkeypatch.setattr(Scanner, "scan", too_large)
     criteria = Criteria(threshold=1.9)
     whole = scanned(study.store, study.model, study.prepare, 0, 8, 8, criteria=criteria)
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    assert sizes == [8, 4, 2, 2, 2, 2]
     assert whole.counts["sequences"] == 8
     assert "halved" in whole.run["notes"]["out_of_memory"]
     states = Shard.open(study.store, whole.ref)

@@ -11,10 +11,10 @@ from tasks.artifacts.store import Store
 from tasks.errors import BadInput
 from tasks.patching.choices import other_frames
 from tasks.patching.load import load_scenario
-from tasks.patching.scenario import Chat, Frame
 from tasks.patching.spec import ScenarioRef, StudySettings
 from tasks.patching.tryout import Tryout
 from tasks.runner import run_shard
+from tasks.text.spec import Chat, Frame
 from tests.patching.planted import PlantedStudy, plant
 
 

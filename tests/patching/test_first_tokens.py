@@ -6,9 +6,8 @@ from tasks.errors import BadInput
 from tasks.models.load import load_tokenizer
 from tasks.models.spec import ModelRef
 from tasks.patching.first_tokens import first_tokens
-from tasks.patching.frame import encode
 from tasks.patching.load import builtin_scenarios, load_scenario
-from tasks.patching.scenario import Chat, Frame
+from tasks.text.spec import Frame
 from tests.models.tiny import tiny_tokenizer
 
 
@@ -67,25 +66,3 @@ def test_tokenizers_that_mark_the_beginning_of_words():
     spaced = with_first_tokens(scenario, bet=[" 1"], stop=[" 2"])
     after_colon = spaced.model_copy(update={"frame": Frame(answer_prefix="\nChoice:")})
     assert first_tokens(after_colon, tokenizer).ids == {"bet": [4], "stop": [5]}
-
-
-def test_raw_frames_end_in_the_prefix_and_start_as_the_tokenizer_wants(tokenizer):
-    ids = encode(tokenizer, "Bet or stop?", Frame(answer_prefix="\nChoice: "))
-    assert ids[0] == tokenizer.bos_token_id
-    assert ids.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.decode(ids[1:]) == "Bet or stop?\nChoice: "
-
-
-@pytest.mark.parametrize("system", [None, "Be brief."])
-def test_chat_frames_have_one_beginning_and_end_in_the_prefix(tokenizer, system):
-    ids = encode(tokenizer, "Bet or stop?", Frame(answer_prefix="Choice: ", chat=Chat(system=system)))
-    assert ids.count(tokenizer.bos_token_id) == 1
-    said = "" if system is None else f"<|system|>{system}\n"
-    assert tokenizer.decode(ids) == f"<s>{said}<|user|>Bet or stop?\n<|assistant|>Choice: "
-
-
-def test_chat_needs_a_template():
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
-    with pytest.raises(BadInput, match="no chat template"):
-        encode(tokenizer, "Bet or stop?", Frame(chat=Chat()))

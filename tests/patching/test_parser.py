@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.patching.load import load_scenario
-from tasks.patching.parser import Reader, answer_length, cut_at_stop
+from tasks.patching.parser import Reader, answer_length
 from tasks.patching.scenario import AmountRule, Parser, Rule
 
 SCENARIO = load_scenario("slot_machine")
@@ -380,11 +380,9 @@ def test_long_garbage_is_read_in_time():
         READER.read(text, FIELDS["risky"])
 
 
-def test_cuts():
+def test_answers_end_where_the_scenario_restarts():
     assert answer_length("2) stop\nGAME HISTORY: ...", SCENARIO.parser.restart) == len("2) stop\n")
     assert answer_length("2", SCENARIO.parser.restart) == 1
-    assert cut_at_stop("one two three", ["three", "two"]) == "one "
-    assert cut_at_stop("one", []) == "one"
 
 
 def test_decisions_serialise():

@@ -11,12 +11,13 @@ from tasks.artifacts.store import Store
 from tasks.errors import BadInput
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelRef
-from tasks.outliers.spec import TextSource
-from tasks.outliers.text_files import find
+from tasks.places.folder import Folder
 from tasks.places.opening import is_chain, open_location
 from tasks.places.patterns import matching, split_pattern
 from tasks.sae.load import load_sae
 from tasks.sae.spec import SaeSource
+from tasks.text.files import find
+from tasks.text.spec import TextSource
 from tests.sae import checkpoints
 
 ODD = ["a::b", "[x]", "a*", "what?", "a b", "100%25", "#1", "größe", "x:y@z", "a&b=c;d", "{layer"]
@@ -67,7 +68,7 @@ def test_a_model_folder(tmp_path: Path) -> None:
         (tmp_path / odd).mkdir()
         for location in (f"{tmp_path}/{odd}", f"file://{tmp_path}/{odd}"):
             source = model_source(ModelRef(source=location))
-            assert (source.kind, source.location) == ("folder", str(tmp_path / odd))
+            assert source.place == Folder(str(tmp_path / odd), "model.source", tmp_path / odd)
 
 
 def test_chains() -> None:

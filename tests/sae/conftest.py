@@ -6,8 +6,8 @@ import pytest
 
 from tasks.models.fingerprint import fingerprint
 from tasks.models.spec import ModelRef
-from tasks.sae.corpus import library_fingerprint
 from tasks.sae.spec import SaeTrainParams, TrainSettings
+from tasks.text.prose import library_fingerprint
 from tests.models.tiny import save_tiny_model
 
 

@@ -10,11 +10,11 @@ from tasks.models.fingerprint import fingerprint
 from tasks.models.load import LoadedModel, load
 from tasks.models.spec import ModelRef
 from tasks.runner import run_shard
-from tasks.sae.corpus import library_fingerprint, library_prose
 from tasks.sae.harvest import ordinary, residuals
 from tasks.sae.quality import explained_variance
 from tasks.sae.run import load_trained
 from tasks.sae.spec import KINDS, SaeTrainParams, TrainSettings
+from tasks.text.prose import library_fingerprint, library_prose
 
 LAYER = 2
 """Its block changes the stream by half of its variance; most blocks of this model by a tenth only."""

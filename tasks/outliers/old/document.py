@@ -5,26 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.json_stream.events import Loss
 from tasks.outliers.old.tally import Found, Names, Pool
 
 MAX_BATCHES = 10**5
 """More than any run had: a larger number means damage."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A part of the text that could not be read."""
-
-    start: int
-    """Everything before this byte was read."""
-    stop: int
-    """Reading went on at this byte."""
-    where: str
-    problem: str
-
-    def describe(self) -> str:
-        place = f"up to byte {self.stop}" if self.stop > self.start else "where the text ends"
-        return f"not read after byte {self.start}, {place}, {self.where}: {self.problem}"
 
 
 @dataclass

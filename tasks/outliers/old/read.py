@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tasks.outliers.old.document import MAX_BATCHES, Batch, Document, Loss
-from tasks.outliers.old.events import Damage, Event, Events
-from tasks.outliers.old.source import Source
+from tasks.json_stream.events import Damage, Event, Events, Loss
+from tasks.json_stream.source import Source
+from tasks.outliers.old.document import MAX_BATCHES, Batch, Document
 from tasks.outliers.old.tally import FIRST_VALUES, BatchTally, DimTally, Found, Shares, tally
 
 MAX_POSITION = 2**24
@@ -16,6 +16,9 @@ MAX_DIM = 10**8 - 1
 """What no model reaches: more means damage, and could take all memory."""
 
 _DIM = re.compile(r"[0-9]{1,8}")
+_OF_DOCUMENT, _OF_BATCH = "analysis_summary", "batch_id"
+_STARTS = {_OF_DOCUMENT: "", _OF_BATCH: '{"batch_results":['}
+"""Behind damage, reading goes on with the next document or batch."""
 _FACTS = ("run_dir", "sequences_processed", "timestamp")
 _NUMBER = (int, float)
 
@@ -32,7 +35,7 @@ def read(source: Source, shares: Shares | None) -> list[Document]:
 class _Reader:
     def __init__(self, source: Source, shares: Shares | None) -> None:
         self.source, self.shares = source, shares
-        self.events = Events(source.next_piece)
+        self.events = Events(source.next_piece, _STARTS)
         self.document = Document()
         self.batch: Batch | None = None
         """The one that is being read."""
@@ -53,7 +56,7 @@ class _Reader:
                 found = self._go_on(self.events.damage("values are nested too deeply"))
             if found is None:
                 break
-            if found == "document":
+            if found == _OF_DOCUMENT:
                 self.document.stop = self.events.byte
                 self.document = Document(start=self.events.byte)
                 self.where = "at the beginning"
@@ -65,7 +68,7 @@ class _Reader:
         return documents
 
     def _go_on(self, damage: Damage) -> str | None:
-        """Note the damage, and look for the next batch or document."""
+        """Note the damage, and look for the next batch or document; the key that it begins with."""
         problem = self.source.broken if damage.end and self.source.broken else damage.problem
         if self.batch is not None:
             self.batch.problem = problem
@@ -78,7 +81,7 @@ class _Reader:
         events, document = self.events, self.document
         if next(events.stream)[0] != "start_map":
             raise events.damage("this is no JSON object")
-        while (key := events.key(allowed="analysis_summary")) is not None:
+        while (key := events.key(allowed=_OF_DOCUMENT)) is not None:
             first = next(events.stream)
             self.where = f"in {key}"
             if key == "all_systematic_outliers":
@@ -99,7 +102,7 @@ class _Reader:
         events, header = self.events, self.document.header
         self._expect(first, "start_array", "all_systematic_outliers")
         while (event := next(events.stream))[0] != "end_array":
-            record = self._typed(events.value(event, allowed="batch_id"), dict, "all_systematic_outliers")
+            record = self._typed(events.value(event, allowed=_OF_BATCH), dict, "all_systematic_outliers")
             batch_id = record.get("batch_id")
             header.append(
                 (batch_id if batch_id is None else self._typed(batch_id, int, "batch_id"), self._found(record))
@@ -116,7 +119,7 @@ class _Reader:
     def _batch(self) -> None:
         events, document = self.events, self.document
         batch, counted = Batch(id=0), None
-        while (key := events.key(allowed=None if batch.id else "batch_id")) is not None:
+        while (key := events.key(allowed=None if batch.id else _OF_BATCH)) is not None:
             first = next(events.stream)
             if key == "batch_id":
                 batch.id = self._typed(first[1], int, "batch_id")

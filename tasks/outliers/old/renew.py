@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from tasks.json_stream.source import Source
 from tasks.outliers.old.align import Aligned, align
 from tasks.outliers.old.differences import LARGEST
 from tasks.outliers.old.document import Batch, Document
 from tasks.outliers.old.said import Said, say_all
-from tasks.outliers.old.source import Source
 from tasks.outliers.old.tally import Found, Shares
 from tasks.outliers.results_layout import Record, assemble, shortest
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tasks.errors import BadInput
 from tasks.sae.loaders.files import all_finite
-from tasks.sae.places import FIELD
+from tasks.sae.locate import FIELD
 from tasks.sae.sae import SAE, Gate, Threshold, TopK
 
 

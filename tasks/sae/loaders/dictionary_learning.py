@@ -25,8 +25,7 @@ from tasks.sae import sites
 from tasks.sae.loaders.common import Dims, canonical, decoder_norms, fold_gated, refuse, relu, threshold, topk
 from tasks.sae.loaders.fields import Config, need, section, whole, word
 from tasks.sae.loaders.files import matrix_shape, read_json, read_pickle, take
-from tasks.sae.locate import LAYOUTS
-from tasks.sae.places import FIELD
+from tasks.sae.locate import FIELD, LAYOUTS
 from tasks.sae.sae import SAE
 
 FILES = LAYOUTS["dictionary_learning"]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from tasks.errors import BadInput
-from tasks.sae.places import FIELD
+from tasks.sae.locate import FIELD
 
 Config = Mapping[str, Any]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.errors import BadInput
-from tasks.sae.places import FIELD
+from tasks.sae.locate import FIELD
 
 _REFUSED_CLASS = re.compile(r"GLOBAL (\S+)")
 _NAMES_SHOWN = 20

@@ -12,9 +12,9 @@ from tasks.engines.bank import Bank
 from tasks.engines.interface import Capture, Cell, Edit, Trial
 from tasks.engines.torch_engine import TorchEngine
 from tasks.engines.vllm.engine import VllmEngine
-from tasks.models.chat import render
 from tasks.models.load import load
 from tasks.models.spec import ModelRef
+from tasks.text.prompts import render
 from tests.engines.conftest import random_sae
 from tests.engines.reference import Reference
 from tests.engines.vllm.conftest import run

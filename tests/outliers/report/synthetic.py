@@ -15,7 +15,7 @@ from tasks.artifacts.manifest import Manifest, write_manifest
 from tasks.artifacts.store import Store
 from tasks.artifacts.writer import ShardWriter
 from tasks.outliers.effects import effects
-from tasks.outliers.spec import VARIANTS, Criteria, TextSource
+from tasks.outliers.spec import VARIANTS, Criteria
 from tasks.outliers.tables import (
     ABLATION,
     DIMENSION_POINTS,
@@ -27,6 +27,7 @@ from tasks.outliers.tables import (
     SEQUENCES,
 )
 from tasks.spec import InputRef, TaskSpec
+from tasks.text.spec import TextSource
 
 
 @dataclass(frozen=True)

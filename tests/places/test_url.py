@@ -6,13 +6,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput, TransientError
-from tasks.models import remote
-from tasks.models.cache import cache_root
 from tasks.models.describe import describe
+from tasks.models.files import MODEL
 from tasks.models.fingerprint import fingerprint
-from tasks.models.remote import download
 from tasks.models.sources import model_source
 from tasks.models.spec import ModelRef
+from tasks.places import patient_file
+from tasks.places.cache import cache_root
 from tests.faulty_proxy import faulty_proxy
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -33,7 +33,8 @@ def ref(url):
 
 
 def get(url):
-    return download(model_source(ref(url)))
+    source = model_source(ref(url))
+    return source.place.fetch(source.gguf_files() if source.gguf else MODEL)
 
 
 def test_downloads_what_matters_once(url, tiny_folder):
@@ -95,7 +96,7 @@ def faulty(url, monkeypatch):
     for name in ("fail_at", "cut", "change"):
         monkeypatch.setattr(Faulty, name, None)
     monkeypatch.setattr(Faulty, "failures", [])
-    monkeypatch.setattr(remote, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(patient_file, "PATIENCE_SECONDS", 0.3)
     return url.replace("memory://", "faulty://")
 
 
@@ -198,7 +199,7 @@ def test_a_file_that_is_damaged_on_the_way_is_fetched_again(s3_server, s3_url, m
             store.write_bytes("model.safetensors", weights)
             for fault in ("flip", "cut_short"):
                 proxy.spoil(1, fault, lambda request: request.startswith("GET") and "model.safetensors" in request)
-            folder = download(model_source(ref(f"{s3_url}/model")))
+            folder = get(f"{s3_url}/model")
             assert (folder / "model.safetensors").read_bytes() == weights
             assert proxy.faults_left == 0
         finally:

@@ -22,10 +22,12 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import BadInput, TransientError
-from tasks.outliers.patient_file import FIELD, PatientFile, persistently
-from tasks.outliers.spec import TextSource
 from tasks.places.opening import open_location
+from tasks.places.patient_file import PatientFile, persistently
 from tasks.places.patterns import matching, split_pattern
+from tasks.text.spec import TextSource
+
+FIELD = "text.location"
 
 Format = Literal["jsonl", "parquet", "text"]
 
@@ -65,7 +67,7 @@ class TextFile:
     @contextmanager
     def raw(self) -> Iterator[BinaryIO]:
         """The file as it is, buffered."""
-        with io.BufferedReader(PatientFile(self.fs, self.path, self.url), BUFFER_BYTES) as stream:
+        with io.BufferedReader(PatientFile(self.fs, self.path, self.url, FIELD), BUFFER_BYTES) as stream:
             yield stream
 
     def parts(self) -> Iterator[tuple[str, AbstractContextManager[BinaryIO]]]:
@@ -162,7 +164,7 @@ def find(source: TextSource) -> list[TextFile]:
     Raises BadInput when there are none, or an ending that `auto` can't tell the format by.
     """
     fs, root = open_location(source.location, FIELD)
-    is_folder, paths = persistently(lambda: _listing(fs, root), source.location)
+    is_folder, paths = persistently(lambda: _listing(fs, root), source.location, FIELD)
     if is_folder:
         wanted = set(ENDINGS.values()) if source.format == "auto" else {source.format}
         paths = [path for path in paths if _ending_format(path) in wanted]

@@ -1,4 +1,4 @@
-"""Texts as files hold them, and as sequences of tokens."""
+"""Documents as files hold them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tasks.artifacts import retry
 from tasks.errors import BadInput, TransientError
-from tasks.outliers import patient_file, texts
-from tasks.outliers.sequences import Cut, Sequence, begins_with_bos, cut, warnings
-from tasks.outliers.spec import PROSE, TextSource
-from tasks.outliers.texts import open_texts
-from tasks.sae.corpus import library_prose
+from tasks.places import patient_file
+from tasks.text import documents as documents_module
+from tasks.text.documents import open_texts
+from tasks.text.prose import library_prose
+from tasks.text.spec import PROSE, TextSource
 from tests.faulty_proxy import FaultyProxy, faulty_proxy
-from tests.models.tiny import tiny_tokenizer
 from tests.s3_server import S3Server
 
 TEXTS = ["The player bets 10 dollars.", "", "Stop, because the risk is too high.\nChoose 2) é 猫.", " "]
@@ -328,7 +325,7 @@ class TestDamage:
 
 class TestReading:
     def test_long_texts_come_in_pieces_that_add_up(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(texts, "PIECE", 20)
+        monkeypatch.setattr(documents_module, "PIECE", 20)
         for text in ("word " * 50, "x" * 45, "line\n" * 9 + "y" * 30 + " end"):
             (tmp_path / "a.txt").write_text(text)
             [document] = open_texts(TextSource(location=str(tmp_path / "a.txt")))
@@ -338,7 +335,7 @@ class TestReading:
             assert len(pieces) > 2
 
     def test_pieces_begin_where_words_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(texts, "PIECE", 20)
+        monkeypatch.setattr(documents_module, "PIECE", 20)
         (tmp_path / "a.jsonl").write_text(json.dumps({"text": "word " * 50}))
         [document] = open_texts(TextSource(location=str(tmp_path / "a.jsonl")))
         first, *others = document
@@ -414,110 +411,10 @@ class TestReading:
             raise ConnectionResetError(104, "reset")
 
         with pytest.raises(TransientError, match=r"s3://bucket/a\.txt"):
-            patient_file.persistently(lost, "s3://bucket/a.txt", 0.1)
+            patient_file.persistently(lost, "s3://bucket/a.txt", "text.location")
 
 
 def pq_bytes(values: list[str]) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": values}), sink, row_group_size=20, compression="none", use_dictionary=False)
     return sink.getvalue().to_pybytes()
-
-
-TOKENIZER = tiny_tokenizer()
-BOS, EOS = TOKENIZER.bos_token_id, TOKENIZER.eos_token_id
-
-
-def ids(text: str) -> list[int]:
-    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
-
-
-def cut_texts(documents: list[str], bos: bool = True, tokenizer: object = TOKENIZER, **source: object) -> Cut:
-    return cut((iter([text] if text else []) for text in documents), tokenizer, TextSource(**source), bos)
-
-
-def as_lists(result: Cut) -> list[tuple[int, list[int]]]:
-    return [(sequence.document, sequence.tokens.tolist()) for sequence in result.sequences]
-
-
-class TestSequences:
-    @given(
-        st.lists(st.text("ab \n$é", max_size=30), max_size=8),
-        st.booleans(),
-        st.integers(8, 20),
-        st.integers(1, 6),
-    )
-    def test_packed(self, documents: list[str], bos: bool, length: int, wanted: int) -> None:
-        """Against the whole stream, made at once."""
-        stream: list[int] = []
-        owners: list[int] = []
-        for number, text in enumerate(documents):
-            if text:
-                if stream:
-                    stream.append(EOS)
-                    owners.append(owners[-1])
-                stream += ids(text)
-                owners += [number] * len(ids(text))
-        if not stream:
-            with pytest.raises(BadInput, match="there is no text in it"):
-                cut_texts(documents, bos, length=length, sequences=wanted)
-            return
-        start = [BOS] * bos
-        room = length - bos
-        full = [(owners[at], start + stream[at : at + room]) for at in range(0, len(stream) - room + 1, room)]
-        expected = full[:wanted] or [(owners[0], start + stream)]
-        assert as_lists(cut_texts(documents, bos, length=length, sequences=wanted)) == expected
-
-    @given(st.lists(st.text("ab \n$é", max_size=30), min_size=1, max_size=8), st.booleans(), st.integers(8, 20))
-    def test_one_sequence_a_document(self, documents: list[str], bos: bool, length: int) -> None:
-        start = [BOS] * bos
-        expected = [(n, (start + ids(text))[:length]) for n, text in enumerate(documents) if text]
-        if not expected:
-            return
-        result = cut_texts(documents, bos, length=length, sequences=100, pack=False)
-        assert as_lists(result) == expected
-        assert (result.documents, result.empty) == (len(expected), len(documents) - len(expected))
-        assert result.longest == max(len(tokens) for _, tokens in expected)
-        assert result.tokens == sum(len(tokens) for _, tokens in expected)
-
-    def test_without_an_eos_token_documents_touch(self) -> None:
-        tokenizer = tiny_tokenizer()
-        tokenizer.eos_token = None
-        result = cut_texts(["ab", "cd"], False, tokenizer, length=8)
-        assert as_lists(result) == [(0, ids("ab") + ids("cd"))]
-
-    @pytest.mark.parametrize("pack", [True, False])
-    def test_documents_and_pieces_beyond_the_last_token_are_not_asked_for(self, pack: bool) -> None:
-        asked: list[str] = []
-
-        def document(n: int) -> Iterator[str]:
-            for piece in range(100):
-                asked.append(f"{n}.{piece}")
-                yield "word " * 3
-
-        wanted = 1 if pack else 2
-        cut((document(n) for n in range(100)), TOKENIZER, TextSource(length=16, sequences=wanted, pack=pack), True)
-        assert 1 < len(asked) < 10
-
-    def test_warnings(self) -> None:
-        source = TextSource(length=8, sequences=3)
-        enough = cut_texts(["abcdefgh" * 20], length=8, sequences=3)
-        assert warnings(enough, source) == []
-        [fewer, empty] = warnings(cut_texts(["", "zq" * 7], length=8, sequences=3), source)
-        assert fewer.startswith("The text gives 2 sequences of 8 tokens, not the 3 asked for")
-        assert empty == "1 document without text skipped."
-        short = warnings(cut_texts(["ab"], length=8, sequences=1), source.model_copy(update={"sequences": 1}))
-        assert short == ["The text fills no sequence of 8 tokens: there is one of 3."]
-        documents = TextSource(pack=False, sequences=2)
-        assert warnings(Cut([Sequence(0, np.arange(3))]), documents) == [
-            "The text gives 1 sequence, not the 2 asked for: give more text, or ask for fewer sequences."
-        ]
-
-    def test_bos(self) -> None:
-        adds, adds_not = tiny_tokenizer(), tiny_tokenizer()
-        adds_not.backend_tokenizer.post_processor = None
-        assert [begins_with_bos(adds, bos) for bos in ("auto", "always", "never")] == [True, True, False]
-        assert [begins_with_bos(adds_not, bos) for bos in ("auto", "always", "never")] == [False, True, False]
-        adds_not.bos_token = None
-        assert not begins_with_bos(adds_not, "auto")
-        with pytest.raises(BadInput, match=r"text\.bos = 'always': the model's tokenizer has no BOS token"):
-            begins_with_bos(adds_not, "always")

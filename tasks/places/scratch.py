@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tasks.models.cache import cache_root
+from tasks.places.cache import cache_root
 
 
 class Scratch:

@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.errors import BadInput
-from tasks.outliers.patient_file import FIELD
-from tasks.outliers.spec import PROSE, TextSource
-from tasks.outliers.text_files import Format, TextFile, find
-from tasks.sae.corpus import library_prose
+from tasks.text.files import FIELD, Format, TextFile, find
+from tasks.text.prose import library_prose
+from tasks.text.spec import PROSE, TextSource
 
 Document = Iterator[str]
 """A text in pieces, in order; none when the document is null or empty."""

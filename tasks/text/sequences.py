@@ -1,17 +1,25 @@
-"""Text as sequences of tokens: joined and cut to one length, or a document each."""
+"""Text as sequences of tokens. Documents become sequences in one of three ways:
+
+- `packed`: all in a row, cut at one length across the ends of documents;
+- `truncated`: the beginning of each document;
+- `in_runs`: a whole document, in as many sequences as it takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from tasks.errors import BadInput
-from tasks.outliers.spec import TextSource
-from tasks.outliers.texts import Document
+from tasks.text.documents import Document
+from tasks.text.spec import TextSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Tokens = np.ndarray
 """[n] int32, the BOS token included."""
@@ -71,7 +79,7 @@ def cut(
     start = [tokenizer.bos_token_id] if bos else []
     encoded = _encoded(documents, tokenizer, result)
     room = text.length - len(start)
-    pieces = _packed(encoded, room, tokenizer.eos_token_id) if text.pack else _truncated(encoded, room)
+    pieces = packed(encoded, room, tokenizer.eos_token_id) if text.pack else truncated(encoded, room)
     for document, tokens in islice(pieces, text.sequences):
         result.sequences.append(Sequence(document, np.array([*start, *tokens], dtype=np.int32)))
         on_sequence(len(result.sequences))
@@ -124,8 +132,12 @@ def _encoded(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, 
             yield number, chain([first], pieces)
 
 
-def _packed(encoded: Encoded, room: int, eos: int | None) -> Iterator[tuple[int, list[int]]]:
-    """All documents in a row, EOS between them, in runs of `room` tokens; the last, shorter one only if it is alone."""
+def packed(encoded: Encoded, room: int, eos: int | None) -> Iterator[tuple[int, list[int]]]:
+    """All documents in a row, in sequences of `room` tokens, with the document that each begins in.
+
+    eos: token between documents; without one they touch. What is left at the end is dropped, unless it is all there
+    is. No more documents are asked for than the sequences that are taken need.
+    """
     waiting: list[int] = []
     owners: list[int] = []  # of each waiting token: the document that it is of
     last, alone = None, True
@@ -146,10 +158,16 @@ def _packed(encoded: Encoded, room: int, eos: int | None) -> Iterator[tuple[int,
         yield owners[0], waiting
 
 
-def _truncated(encoded: Encoded, room: int) -> Iterator[tuple[int, list[int]]]:
+def truncated(encoded: Encoded, room: int) -> Iterator[tuple[int, list[int]]]:
     """The first `room` tokens of each document."""
     for number, pieces in encoded:
         tokens: list[int] = []
         while len(tokens) < room and (more := next(pieces, None)) is not None:
             tokens += more
         yield number, tokens[:room]
+
+
+def in_runs(tokens: list[int], length: int) -> Iterator[list[int]]:
+    """All tokens of one document, in sequences of `length`; the last may be shorter."""
+    for at in range(0, len(tokens), length):
+        yield tokens[at : at + length]

@@ -11,7 +11,6 @@ from fsspec import AbstractFileSystem
 from tasks.artifacts.retry import persist
 from tasks.errors import BadInput, StoreError, TransientError
 
-FIELD = "text.location"
 PATIENCE_SECONDS = 120.0
 BLOCK_BYTES = 4 * 2**20
 """Asked for at once. A client's own default may be 50 MB, and often the first few suffice."""
@@ -19,13 +18,19 @@ BLOCK_BYTES = 4 * 2**20
 T = TypeVar("T")
 
 
-def persistently(action: Callable[[], T], url: str, patience: float = PATIENCE_SECONDS, field: str = FIELD) -> T:
+def persistently(
+    action: Callable[[], T],
+    url: str,
+    field: str,
+    missing: str = "there is no such file or folder",
+    remedy: str = "check the path",
+) -> T:
     """``action()``, again while faults pass. Raises TransientError, and BadInput of ``field`` for what no patience
-    mends."""
+    mends. ``missing`` and ``remedy``: what to say where nothing is."""
     try:
-        return persist(action, url, patience)
+        return persist(action, url, PATIENCE_SECONDS)
     except FileNotFoundError as error:
-        raise BadInput(field, url, "there is no such file or folder", "check the path") from error
+        raise BadInput(field, url, missing, remedy) from error
     except StoreError as error:
         raise BadInput(field, url, error.problem, error.remedy) from error
 
@@ -36,11 +41,11 @@ class PatientFile(io.RawIOBase):
     After a fault the file is opened again and read on from the same place.
     """
 
-    def __init__(self, fs: AbstractFileSystem, path: str, url: str, field: str = FIELD) -> None:
+    def __init__(self, fs: AbstractFileSystem, path: str, url: str, field: str) -> None:
         self._fs, self._path, self._url, self._field = fs, path, url, field
         self._file: Any = None
         self._at = 0
-        self._size: int | None = persistently(lambda: fs.info(path), url, field=field)["size"]
+        self._size: int | None = persistently(lambda: fs.info(path), url, field)["size"]
 
     def readable(self) -> bool:
         return True
@@ -58,7 +63,7 @@ class PatientFile(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:
-        data = persistently(lambda: self._read(len(buffer)), self._url, field=self._field)
+        data = persistently(lambda: self._read(len(buffer)), self._url, self._field)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

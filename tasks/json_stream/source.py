@@ -1,4 +1,4 @@
-"""The bytes of a result file: from any filesystem, decompressed, counted and hashed on the way."""
+"""The bytes of a file: from any filesystem, decompressed, counted and hashed on the way."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tasks.errors import BadInput
-from tasks.outliers.patient_file import PatientFile, persistently
 from tasks.places.opening import open_location
+from tasks.places.patient_file import PatientFile, persistently
 
 READ_BYTES = 2**20
 SAY_BYTES = 100 * 10**6
@@ -104,6 +104,6 @@ def open_source(location: str, field: str, say: Callable[[str], None]) -> Iterat
 
 def _open(location: str, field: str) -> PatientFile:
     fs, path = open_location(location, field, "s3://bucket/path")
-    if persistently(lambda: fs.isdir(path), location, field=field):
+    if persistently(lambda: fs.isdir(path), location, field):
         raise BadInput(field, location, "is a folder", "name the file of results in it")
     return PatientFile(fs, path, location, field)

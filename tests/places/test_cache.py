@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.models.cache import build_once, cache_root, file_digest
+from tasks.places.cache import build_once, cache_root, file_digest
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -60,7 +60,7 @@ def _slow_build(folder):
 
 def test_processes_that_want_the_same_folder_build_it_once():
     program = (
-        "from tasks.models.cache import build_once; from tests.models.test_cache import _slow_build; "
+        "from tasks.places.cache import build_once; from tests.places.test_cache import _slow_build; "
         "build_once('k/1', _slow_build)"
     )
     root = Path(__file__).parents[2]

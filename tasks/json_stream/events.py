@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import ijson
 
-from tasks.outliers.old.nonfinite import VALUES, StandIns
+from tasks.json_stream.nonfinite import VALUES, StandIns
 
 # The C backend comes with ijson's wheels. Its others are fifty times slower, or need a library of the system.
 _BACKEND = ijson.get_backend("yajl2_c")
@@ -19,9 +20,10 @@ PIECE_BYTES = 1024
 
 Event = tuple[str, Any]
 
-_START = re.compile(rb'\{\s{0,40}"(batch_id|analysis_summary)"\s{0,8}:')
-_START_BYTES = 80
-"""A start that was cut in two lies within so many bytes."""
+_MOST_SPACE = 40
+"""White space before the first key of an object that reading goes on with."""
+_BESIDE_KEY = _MOST_SPACE + 24
+"""Bytes of the beginning of such an object beside its key, at most."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -33,15 +35,37 @@ class Damage(Exception):
         self.byte, self.problem, self.end = byte, problem, end
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A part of the text that could not be read."""
+
+    start: int
+    """Everything before this byte was read."""
+    stop: int
+    """Reading went on at this byte."""
+    where: str
+    problem: str
+
+    def describe(self) -> str:
+        place = f"up to byte {self.stop}" if self.stop > self.start else "where the text ends"
+        return f"not read after byte {self.start}, {place}, {self.where}: {self.problem}"
+
+
 class Events:
     """The events of a text. They are taken from `stream`; after a `Damage`, `resume` may open a new one.
 
     Args:
         next_piece: the text's bytes, piece by piece; nothing at its end.
+        starts: for each key that only the objects begin with at which reading can go on: the text that stands before
+            such an object in a whole document, as far as its events matter ("" for a document itself).
     """
 
-    def __init__(self, next_piece: Callable[[], bytes]) -> None:
-        self._next_piece = next_piece
+    def __init__(self, next_piece: Callable[[], bytes], starts: Mapping[str, str]) -> None:
+        self._next_piece, self._starts = next_piece, starts
+        keys = "|".join(map(re.escape, starts))
+        self._start = re.compile(rf'\{{\s{{0,{_MOST_SPACE}}}"({keys})"\s{{0,8}}:'.encode())
+        self._start_bytes = _BESIDE_KEY + max(len(key.encode()) for key in starts)
+        """A start that was cut in two lies within so many bytes."""
         self._stand_ins = StandIns()
         self._any_stand_ins = False
         self._pushed = b""
@@ -57,27 +81,28 @@ class Events:
         """What was read last is JSON, but not what should be there."""
         return Damage(self.byte, problem)
 
-    def resume(self) -> Literal["document", "batch"] | None:
-        """Go on with the next document or batch behind the damage, as if the text began there. None: there is none.
+    def resume(self) -> str | None:
+        """Go on with the next object behind the damage that begins with a key of `starts`, and return this key.
 
-        The stream of a batch begins with the events of ``{"batch_results": [``.
+        The stream begins with the events of the text that stands before such an object. None: there is none.
+        Objects that end shortly before the damage may come again.
         """
-        at = max(self.byte - _START_BYTES, self._block_start - len(self._before), self._resumed_at + 1)
+        at = max(self.byte - self._start_bytes, self._block_start - len(self._before), self._resumed_at + 1)
         text, start = self._before + self._block + self._stand_ins.held, self._block_start - len(self._before)
         text, start = text[at - start :], at
-        while (found := _START.search(text)) is None:
+        while (found := self._start.search(text)) is None:
             piece = self._next_piece()
             if not piece:
                 self.byte = start + len(text)
                 return None
-            kept = text[-_START_BYTES:]
+            kept = text[-self._start_bytes :]
             text, start = kept + piece, start + len(text) - len(kept)
         self.byte = self._resumed_at = start + found.start()
         self._block, self._block_start, self._before = b"", self.byte, b""
         self._pushed, self._stand_ins = text[found.start() :], StandIns()
-        is_batch = found[1] == b"batch_id"
-        self.stream = chain.from_iterable(self._pieces(b'{"batch_results":[' if is_batch else b""))
-        return "batch" if is_batch else "document"
+        key = found[1].decode()
+        self.stream = chain.from_iterable(self._pieces(self._starts[key].encode()))
+        return key
 
     def value(self, first: Event, *, allowed: str | None = None) -> Any:
         """The whole value that begins with the event `first`; its own keys may have `allowed`. Raises Damage."""
@@ -117,8 +142,8 @@ class Events:
         return key
 
     def _check(self, key: str) -> None:
-        """The beginning of a batch or document inside of another value means that the value's own end is missing."""
-        if key == "batch_id" or key == "analysis_summary":
+        """The beginning of such an object inside of another value means that the value's own end is missing."""
+        if key in self._starts:
             raise self.damage(f"{key!r} is not expected here")
 
     def _pieces(self, opening: bytes) -> Iterator[list[Event]]:
@@ -142,7 +167,7 @@ class Events:
 
     def _next_block(self) -> bool:
         self._block_start += len(self._block)
-        self._before = (self._before + self._block)[-_START_BYTES:]
+        self._before = (self._before + self._block)[-self._start_bytes :]
         self._block = b""
         while not self._block:
             piece, self._pushed = self._pushed or self._next_piece(), b""

@@ -1,7 +1,10 @@
+"""Prompts in their frames, to tokens; answers back to text."""
+
 import pytest
 
 from tasks.errors import BadInput
-from tasks.models.chat import render
+from tasks.text.prompts import cut_at_stop, encode, render
+from tasks.text.spec import Chat, Frame
 from tests.models.tiny import tiny_tokenizer
 
 BOS = 1
@@ -87,3 +90,30 @@ def test_a_template_frames_every_message_or_is_refused(template, system, problem
     else:
         with pytest.raises(BadInput, match=f"^scenario.frame.chat = .*{problem}"):
             render(tokenizer, "Bet $10", chat=True, system=system, field="scenario.frame.chat")
+
+
+def test_raw_frames_end_in_the_prefix_and_start_as_the_tokenizer_wants(tokenizer):
+    ids = encode(tokenizer, "Bet or stop?", Frame(answer_prefix="\nChoice: "))
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.decode(ids[1:]) == "Bet or stop?\nChoice: "
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_chat_frames_have_one_beginning_and_end_in_the_prefix(tokenizer, system):
+    ids = encode(tokenizer, "Bet or stop?", Frame(answer_prefix="Choice: ", chat=Chat(system=system)))
+    assert ids.count(tokenizer.bos_token_id) == 1
+    said = "" if system is None else f"<|system|>{system}\n"
+    assert tokenizer.decode(ids) == f"<s>{said}<|user|>Bet or stop?\n<|assistant|>Choice: "
+
+
+def test_chat_needs_a_template():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(BadInput, match="no chat template"):
+        encode(tokenizer, "Bet or stop?", Frame(chat=Chat()))
+
+
+def test_responses_end_before_the_first_stop_string():
+    assert cut_at_stop("one two three", ["three", "two"]) == "one "
+    assert cut_at_stop("one", []) == "one"

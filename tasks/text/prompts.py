@@ -1,17 +1,44 @@
-"""Text to token ids, with or without the model's chat template."""
+"""From a prompt's text to the model's tokens, with or without its chat template, and from tokens back to text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from tasks.errors import BadInput
+from tasks.text.spec import Frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DATE = datetime(2024, 7, 26)
 """What Llama 3's templates say where no clock is given to them."""
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, frame: Frame, field: str = "scenario.frame.chat"
+) -> list[int]:
+    """Token ids of `text` in its frame: raw, or as a chat turn, then the answer prefix. Raises as `render` does."""
+    if frame.chat is None:
+        return render(tokenizer, text, answer=frame.answer_prefix)
+    system, answer = frame.chat.system or None, frame.answer_prefix
+    return render(tokenizer, text, chat=True, system=system, answer=answer, field=field)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of a prompt as the model reads it, special tokens included."""
+    return tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def response(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int], stop_strings: Sequence[str]) -> str:
+    """The text of generated tokens, as it is parsed: without special tokens, up to the first stop string."""
+    return cut_at_stop(tokenizer.decode(list(tokens), skip_special_tokens=True), stop_strings)
+
+
+def cut_at_stop(response: str, stop_strings: Sequence[str]) -> str:
+    """The response up to the first of the scenario's stop strings, which is dropped."""
+    return response[: min((i for s in stop_strings if (i := response.find(s)) >= 0), default=len(response))]
 
 
 def render(

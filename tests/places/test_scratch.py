@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from tasks.models.cache import cache_root
-from tasks.models.scratch import Scratch
+from tasks.places.cache import cache_root
+from tasks.places.scratch import Scratch
 from tests.models.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -52,7 +52,7 @@ def test_it_goes_with_its_owner():
 
 IN_USE = """
 import os, signal
-from tasks.models.scratch import Scratch
+from tasks.places.scratch import Scratch
 class Owner: pass
 owner = Owner()
 with Scratch("offloaded") as scratch:

@@ -6,7 +6,7 @@ import math
 import re
 
 STAND_INS = {b"NaN": b'"\x7f"', b"Infinity": b'"\x7f+inf."', b"-Infinity": b'"\x7f-inf.."'}
-"""Strings that no result file holds, each as long as what it stands for: places in the text stay the same."""
+"""Strings that no file holds, each as long as what it stands for: places in the text stay the same."""
 VALUES = {"\x7f": math.nan, "\x7f+inf.": math.inf, "\x7f-inf..": -math.inf}
 """What a stand-in means, once parsed."""
 

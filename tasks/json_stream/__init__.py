@@ -1,0 +1,1 @@
+"""JSON files of any size, read event by event: compressed, cut off, damaged, or with NaN in them."""

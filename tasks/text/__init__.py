@@ -1,0 +1,1 @@
+"""What models read: documents from files, sequences of tokens, prompts in their frames, the embedded prose."""
