@@ -1,7 +1,8 @@
 """Shards in threads of the flow's process: a launcher without the seconds that each process takes to start.
 
-What a flow sees is what it sees of a process: events that went through JSON, exit codes, the shard's own account of its
-failure. Only a process can be killed; a shard in a thread ends at its next event after it was told to.
+What a flow sees is what it sees of a process: events that went through JSON, exit codes, the shard's own account of
+its failure. Only a process can be killed; a shard in a thread ends at its next event after it was told to. Shards of
+another environment than the tests' own, such as vLLM's, run in processes all the same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import pytest
 
 from flows.execution import Execution
 from flows.launchers.base import Exit, Launcher, ShardRun
-from flows.slots import Lease, SlotPool, host_slots
+from flows.launchers.process import ProcessLauncher, ShardProcess
+from flows.slots import Lease
 from tasks import runner
 from tasks.__main__ import failure_of
 from tasks.artifacts.catalog import load_spec, split_spec_url
@@ -44,36 +46,36 @@ class ShardThread:
     failure: dict[str, Any] = field(default_factory=dict)
 
 
-class InProcessLauncher(Launcher[ShardThread]):
+class InProcessLauncher(ProcessLauncher):
     """``tasks.runner.run_shard`` in a thread, one shard at a time."""
 
-    def slots(self, *, device: str, count: int | None, threads: int | None) -> SlotPool:
-        return host_slots(device, count, threads)
-
-    def check_environment(self, environment: str, device: str) -> None:
-        assert environment == TORCH, "a thread runs in the tests' own environment"
-
-    async def start(self, run: ShardRun, lease: Lease) -> ShardThread:
+    async def start(self, run: ShardRun, lease: Lease) -> ShardThread | ShardProcess:
+        if run.environment != TORCH:
+            return await super().start(run, lease)
         handle = ShardThread()
         threading.Thread(target=_run, args=(run, handle, asyncio.get_running_loop()), daemon=True).start()
         return handle
 
-    async def follow(self, handle: ShardThread) -> AsyncIterator[dict[str, Any]]:
+    async def follow(self, handle: ShardThread | ShardProcess) -> AsyncIterator[dict[str, Any]]:
+        if isinstance(handle, ShardProcess):
+            async for event in super().follow(handle):
+                yield event
+            return
         while (event := await handle.events.get()) is not None:
             if event["event"] == "failed":
                 handle.failure = event
             yield event
 
-    async def wait(self, handle: ShardThread) -> Exit:
+    async def wait(self, handle: ShardThread | ShardProcess) -> Exit:
+        if isinstance(handle, ShardProcess):
+            return await super().wait(handle)
         return Exit(await handle.ended, handle.failure)
 
-    async def stop(self, handle: ShardThread) -> None:
+    async def stop(self, handle: ShardThread | ShardProcess) -> None:
+        if isinstance(handle, ShardProcess):
+            return await super().stop(handle)
         handle.told_to_end.set()
         await asyncio.wait([handle.ended])
-
-    async def sweep(self, flow_run: str | None = None) -> list[str]:
-        """A flow stops its own shards, and no thread outlives it."""
-        return []
 
 
 @contextlib.contextmanager
