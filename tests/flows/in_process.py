@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
 from flows.execution import Execution
 from flows.launchers.base import Exit, Launcher, ShardRun
@@ -105,7 +106,7 @@ def _run(run: ShardRun, handle: ShardThread, loop: asyncio.AbstractEventLoop) ->
 
     code = EXIT_OK
     try:
-        with _one_at_a_time, _logged(report):
+        with _one_at_a_time, _logged(report), _threads(run.threads):
             root, shard = split_spec_url(run.spec_url)
             store = Store(root)
             runtime = Runtime(run.device, run.batch_size, run.threads)
@@ -130,3 +131,14 @@ def _logged(report: Report) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many threads as the process of a shard would have: they decide last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.flows.killing import finish, results, run_until_killed, start
+from flows.outliers import outliers
+from tests.flows.killing import finish, finish_here, results, run_until_killed, start
 from tests.flows.processes import labelled, wait_until
 from tests.models.tiny import save_tiny_model
 
@@ -31,7 +32,7 @@ def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "criteria": {"threshold": 2.0},  # what the tiny models' norms give exceeds it here and there
         "ablation": {"sequences": 4, "random_draws": 2},
         "batch_size": 2,
-        "execution": {"device": "cpu", "slots": 2},
+        "execution": {"device": "cpu", "slots": 2, "threads": 1},
     }
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(study))
@@ -50,7 +51,7 @@ def test_models_run_side_by_side_and_an_interrupted_sweep_stops_their_shards(stu
 @pytest.mark.timeout(1800)
 def test_kills_at_random_points_change_no_byte(study_file: Path, tmp_path: Path) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish("outliers", study_file, undisturbed)
+    finish_here(outliers, study_file, undisturbed)
 
     rng = random.Random(4)
     killed = [
