@@ -63,6 +63,7 @@ def mixes() -> Iterator[Any]:
         yield pytest.param(family, gate, marks=() if in_every_run else pytest.mark.nightly)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "gate"), mixes())
 def test_equals_the_naive_loop_on_random_mixes(family, gate):
     bench = Bench(family, gate)

@@ -258,6 +258,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_shard(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_without_a_server_a_temporary_one_is_started_and_ended(tmp_path: Path) -> None:
     """To the first shard, which refuses the model: proof that a flow ran."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

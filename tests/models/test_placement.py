@@ -158,6 +158,7 @@ def observed(loaded, ids):
     return [logits, changed, *seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.7, 0.1])
 @pytest.mark.parametrize("name", by_layout(ALL_ARCHITECTURES))
 def test_a_model_with_little_memory_is_the_whole_model_bit_for_bit(name, share, tmp_path):

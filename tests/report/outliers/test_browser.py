@@ -13,7 +13,7 @@ from tests.report.opened import Opened, check_nothing_is_cut, check_opened, open
 from tests.report.outliers.pages import Report
 from tests.report.outliers.worlds import HOSTILE, SMALL, SWEEP
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(d => d.open = true)"
 ALL_DRAWN = "() => [...document.querySelectorAll('.plot')].every(n => n.querySelector('svg.main-svg'))"

@@ -13,7 +13,7 @@ from tests.report.opened import check_nothing_is_cut, check_opened, open_page
 from tests.report.patching.pages import Report
 from tests.report.patching.synthetic import PROMPTS
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def points(page, figure: str) -> list[int]:
