@@ -1,6 +1,8 @@
 # make demo   a causal SAE-feature study on a real language model, on the CPU, with a report
 # make test   every test; what needs a browser skips with its reason (REQUIRE=browser makes it fail instead)
 #             WORKERS=2 processes take a file of tests each (0: this one takes all, in order)
+# make check  the style and the fast tests, in under three minutes: for while one works
+# make nightly  what the other tests show on a few models, on all of them
 # make test-vllm  the tests of the vLLM engine, in an environment of their own (VENV_VLLM, made at the first call)
 # make images the container images, and their sizes: IMAGES="flows torch vllm", VARIANT=cpu or cuda; BASE, INDEX_URL,
 #             TORCH_INDEX_URL, WHEELS and ARGS (secrets, say) go to docker build (images/Dockerfile says what they are)
@@ -14,6 +16,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 VENV_VLLM ?= .venv-vllm
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 DOCKER  ?= docker
 IMAGES  ?= flows torch vllm
@@ -26,13 +29,19 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export REQUIRE
 
-.PHONY: demo test test-vllm images locks lint serve bench clean
+.PHONY: demo test check nightly test-vllm images locks lint serve bench clean
 
 demo: $(READY)
 	$(BIN)/python -m flows patching $(ARGS)
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
+
+check: lint
+	$(PYTEST) -m "not slow and not nightly" $(ARGS)
+
+nightly: $(READY)
+	$(PYTEST) -m nightly $(ARGS)
 
 test-vllm: $(VENV_VLLM)/.ready
 	REQUIRE=vllm $(VENV_VLLM)/bin/python -m pytest tests/engines/vllm $(ARGS)

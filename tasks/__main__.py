@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         _run(options, report)
     except (Exception, Terminated, KeyboardInterrupt) as error:
         ignore_termination()
-        return _fail(error, report)
+        return failure_of(error, report)
     return EXIT_OK
 
 
@@ -107,7 +107,8 @@ def _verify(url: str, *, repair: bool) -> int:
         return EXIT_TRANSIENT
 
 
-def _fail(error: BaseException, report: Report) -> int:
+def failure_of(error: BaseException, report: Report) -> int:
+    """Report why a shard failed. Returns the exit code."""
     from tasks.artifacts.retry import is_transient
     from tasks.errors import BadInput
 

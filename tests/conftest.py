@@ -24,13 +24,36 @@ from tests.s3_server import S3Server, running_s3_server, weed
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+TESTS = Path(__file__).parent
+
 _bucket_numbers = itertools.count()
 
 
+LONG_ROOMS = ("flows", "deploy", "containers", "cluster")
+"""Their files come first, the longest of them before the others: what comes last, comes to both workers alike."""
+WITH_CONTAINERS = ("deploy", "containers", "cluster")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "s3_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.s3)
+        if _room(item) in WITH_CONTAINERS:
+            item.add_marker(pytest.mark.slow)
+    with_slow_tests = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        room = _room(item)
+        rank = LONG_ROOMS.index(room) if room in LONG_ROOMS else len(LONG_ROOMS)
+        return rank, item.path not in with_slow_tests
+
+    items.sort(key=place)
+
+
+def _room(item: pytest.Item) -> str:
+    """The folder below ``tests`` that a test is in."""
+    return item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
 
 
 CHROMIUM_ARGUMENTS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -37,40 +38,57 @@ DIMENSIONS = (
 )
 
 PROGRAM = """
-import importlib, sys, triton
+import importlib, json, sys, traceback, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-module, name, types, constants, capability = sys.argv[1:]
-kernel = getattr(importlib.import_module(module), name)
-types = dict(one.split(":") for one in types.split())
-constants = eval(constants)
-assert set(kernel.arg_names) == set(types) | set(constants), set(kernel.arg_names) ^ (set(types) | set(constants))
-source = ASTSource(
-    fn=kernel,
-    signature={name: types.get(name, "constexpr") for name in kernel.arg_names},
-    constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-)
-print(sorted(triton.compile(source, target=GPUTarget("cuda", int(capability), 32)).asm))
+
+def compiled(module, name, types, constants, capability):
+    kernel = getattr(importlib.import_module(module), name)
+    types = dict(argument.split(":") for argument in types.split())
+    named = set(types) | set(constants)
+    assert set(kernel.arg_names) == named, set(kernel.arg_names) ^ named
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    return sorted(triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm)
+
+for case, arguments in json.load(sys.stdin).items():
+    try:
+        print(json.dumps([case, compiled(*arguments)]))
+    except Exception:
+        print(json.dumps([case, traceback.format_exc()]))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(
-    ("kernel", "dtype"),
-    [(EDIT, ""), *((kernel, dtype) for kernel in (TOKENS, DIMENSIONS) for dtype in ("bf16", "fp16", "fp32"))],
-    ids=lambda value: value[1] if isinstance(value, tuple) else value,
-)
-def test_it_compiles(kernel, dtype, capability) -> None:
-    module, name, types, constants = kernel
-    if "SHIFT" in constants and dtype != "bf16":
-        constants = constants | {"SHIFT": 0}
+def cases() -> dict[str, tuple]:
+    """Arguments of the program's function, by the name of the kernel, its type and the GPU's capability."""
+    given = {}
+    for module, name, types, constants in (EDIT, TOKENS, DIMENSIONS):
+        for dtype in ("bf16", "fp16", "fp32") if "{dtype}" in types else ("bf16",):
+            fitting = constants | ({"SHIFT": 0} if "SHIFT" in constants and dtype != "bf16" else {})
+            for capability in (80, 90):
+                given[f"{name}-{dtype}-{capability}"] = (module, name, types.format(dtype=dtype), fitting, capability)
+    return given
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, list[str] | str]:
+    """The kinds of code that each kernel was compiled to, or why it was not. One interpreter, without Triton's own."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, module, name, types.format(dtype=dtype), repr(constants), str(capability)],
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(cases()),
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
-    assert "cubin" in done.stdout
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("case", cases())
+def test_it_compiles(case: str, compiled: dict[str, list[str] | str]) -> None:
+    assert "cubin" in compiled[case], compiled[case]

@@ -110,6 +110,7 @@ def test_kinds_are_declared_without_their_code() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.slow
 def test_a_flow_is_imported_in_little_more_than_prefect_takes() -> None:
     """Processor time of the same interpreter, best of three: about a second in all where nothing else runs."""
     program = """

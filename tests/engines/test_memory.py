@@ -73,6 +73,7 @@ def test_bytes_of_keys_and_values(architecture):
     assert kv_bytes_per_token(config, torch.bfloat16) == real / 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["shared prompt", "own prompts"])
 @pytest.mark.parametrize(
     ("architecture", "prompt", "capacity", "capture", "mode", "dtype"),

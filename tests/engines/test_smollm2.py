@@ -30,6 +30,7 @@ def saes(loaded):
     return {layer: random_sae(layer, loaded.layout.d_model, gate) for layer, gate in LAYERS.items()}
 
 
+@pytest.mark.slow
 def test_equals_the_naive_loop_in_every_scope_and_mode(loaded, saes):
     bank = Bank.build(saes.__getitem__, [(layer, feature) for layer in LAYERS for feature in (7, 31)])
     bank = bank.with_random_controls(seed=3)

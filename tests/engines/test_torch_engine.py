@@ -33,6 +33,7 @@ def reference(bench: Bench, trials, end_tokens=()) -> dict[int, tuple[int, ...]]
     return {t.id: naive.generate(bench.model, bench.layout, t, bench.bank, bench.saes, end_tokens)[0] for t in trials}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equals_the_naive_loop_in_every_architecture(architecture):
     bench = Bench(architecture)

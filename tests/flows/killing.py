@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from flows.cli import parse
+from tests.flows.in_process import shards_in_process
 from tests.flows.processes import labelled, wait_until
 
 
@@ -26,6 +29,12 @@ def finish(flow: str, study_file: Path, store: Path | str) -> None:
     process = start(flow, study_file, store, subprocess.PIPE)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
+
+
+def finish_here(flow: Any, study_file: Path, store: Path | str) -> None:
+    """Run the study with its shards in threads of this process; its bytes are those that processes give."""
+    with shards_in_process():
+        asyncio.run(flow(**parse(flow, ["--config", str(study_file), "--store", str(store)], "python -m flows")))
 
 
 def results(store: Path) -> dict[str, bytes]:

@@ -22,7 +22,7 @@ from tests.flows.processes import Census, labelled
 from tests.flows.toy_flow import CHECK, SQUARES, toy
 from tests.toy_tasks import CheckParams, SquaresParams
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 NOW = SquaresParams(n=2)
 

@@ -30,7 +30,7 @@ from tests.toy_tasks import SquaresParams
 REPOSITORY = Path(__file__).parents[2]
 POOL = "toy-pool"
 
-pytestmark = pytest.mark.usefixtures("prefect_server")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
 
 def chunks_of(store: Path) -> int:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.flows.killing import finish, results, run_until_killed
+from flows.patching import patching
+from tests.flows.killing import finish, finish_here, results, run_until_killed
 from tests.patching.planted import plant
 
-KILLS = 10
+KILLS = 6
 FEWEST_SHARDS = 10
 
 
@@ -22,6 +23,7 @@ def study_file(tmp_path_factory) -> Path:
         contrast={"prompts_per_group": 16, "top_k_per_layer": 4},
         trials={"trials_per_cell": 40, "baseline_trials": 40, "max_new_tokens": 2, "temperature": 1.0},
         confirm={"trials_per_cell": 40},
+        execution={"device": "cpu", "slots": 2, "threads": 1},
     )
     file = folder / "study.yaml"
     file.write_text(yaml.safe_dump(settings))
@@ -30,9 +32,9 @@ def study_file(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_at_random_points_change_no_byte(prefect_server, study_file, tmp_path):
+def test_kills_at_random_points_change_no_byte(prefect_server, study_file, tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish("patching", study_file, undisturbed)
+    finish_here(patching, study_file, undisturbed)
 
     rng = random.Random(20)
     killed = [

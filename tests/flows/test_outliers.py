@@ -1,18 +1,14 @@
-"""Outlier studies as a user runs them: real models, shards, server and store."""
+"""Outlier studies as a user runs them: real models, server and store, with the shards in threads."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
-import signal
-import subprocess
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -28,11 +24,15 @@ from flows.execution import Execution
 from flows.fanout import StageFailed
 from flows.outcome import Outcome
 from flows.outliers import outliers
-from tests.flows.killing import finish, results, run_until_killed, start
-from tests.flows.processes import Census, labelled, wait_until
+from tasks import runner
+from tasks.artifacts.manifest import Manifest
+from tasks.artifacts.store import Store
+from tasks.outliers.spec import ABLATION
+from tasks.spec import TaskSpec
+from tests.flows.in_process import shards_in_process
 from tests.models.tiny import save_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
+pytestmark = pytest.mark.slow
 
 EXECUTION = Execution(device="cpu", slots=2, threads=1)
 STUDY: dict[str, Any] = {
@@ -41,7 +41,12 @@ STUDY: dict[str, Any] = {
     "ablation": {"sequences": 4, "random_draws": 2},
     "batch_size": 2,
 }
-KILLS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_process(prefect_server: str) -> Iterator[None]:
+    with shards_in_process():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +96,17 @@ async def seen(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, int]:
-    """A sweep of two models, with a damaged one between them: store, outcome, and most shards at a time."""
+def swept(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A sweep of two models, with a damaged one between them: store and outcome."""
     store = tmp_path_factory.mktemp("stores") / "swept"
-    with pytest.MonkeyPatch.context() as patch, Census(str(store)) as census:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOMOGRAPH_RUNTIME_DIR", str(store.with_name("runtime")))
         outcome = run(folder, store, "dense", "damaged", "experts", called="swept")
-    return store, outcome, census.most
+    return store, outcome
 
 
-def test_a_model_that_fails_is_reported_and_the_others_go_on(swept: tuple[Path, Outcome, int]) -> None:
-    store, outcome, _ = swept
+def test_a_model_that_fails_is_reported_and_the_others_go_on(swept: tuple[Path, Outcome]) -> None:
+    store, outcome = swept
     assert {kind: len(found) for kind, found in shards(store).items()} == {
         "outliers.prepare": 2,
         "outliers.scan": 2,
@@ -117,12 +122,8 @@ def test_a_model_that_fails_is_reported_and_the_others_go_on(swept: tuple[Path, 
     assert all(name in page for name in ("dense", "experts", "damaged", "its weights cannot be loaded"))
 
 
-def test_models_run_side_by_side(swept: tuple[Path, Outcome, int]) -> None:
-    assert swept[2] == 2
-
-
-def test_each_model_leaves_its_results_beside_the_report(swept: tuple[Path, Outcome, int]) -> None:
-    store, outcome, _ = swept
+def test_each_model_leaves_its_results_beside_the_report(swept: tuple[Path, Outcome]) -> None:
+    store, outcome = swept
     report = Path(outcome.report)
     assert report.parent.parent == store / "reports"
     assert report.parent.name.startswith("outliers-dense-and-2-more-")
@@ -134,7 +135,7 @@ def test_each_model_leaves_its_results_beside_the_report(swept: tuple[Path, Outc
         assert found["all_systematic_outliers"]
 
 
-def test_the_ui_shows_the_models_in_numbers_and_what_failed(swept: tuple[Path, Outcome, int]) -> None:
+def test_the_ui_shows_the_models_in_numbers_and_what_failed(swept: tuple[Path, Outcome]) -> None:
     artifacts, tasks = asyncio.run(seen("swept"))
     rows = json.loads(artifacts["outliers-models"].data)
     assert [row["model"] for row in rows] == ["dense", "experts"]
@@ -150,16 +151,16 @@ def test_the_ui_shows_the_models_in_numbers_and_what_failed(swept: tuple[Path, O
     assert [state for name, state in tasks.items() if "damaged" in name] == ["Failed"]
 
 
-def test_a_second_run_writes_nothing(swept: tuple[Path, Outcome, int], folder: Path) -> None:
-    store, outcome, _ = swept
+def test_a_second_run_writes_nothing(swept: tuple[Path, Outcome], folder: Path) -> None:
+    store, outcome = swept
     before = inodes(store)
     again = run(folder, store, "dense", "damaged", "experts")
     assert again == outcome
     assert inodes(store) == before
 
 
-def test_a_model_alone_has_plain_stages_and_the_same_shards(swept: tuple[Path, Outcome, int], folder: Path) -> None:
-    store, _, _ = swept
+def test_a_model_alone_has_plain_stages_and_the_same_shards(swept: tuple[Path, Outcome], folder: Path) -> None:
+    store, _ = swept
     before = inodes(store)
     outcome = run(folder, store, "dense", called="alone")
     assert Path(outcome.report).parent.name.startswith("outliers-dense-")
@@ -170,7 +171,7 @@ def test_a_model_alone_has_plain_stages_and_the_same_shards(swept: tuple[Path, O
 
 
 def test_a_cut_of_the_work_changes_no_result(
-    swept: tuple[Path, Outcome, int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swept: tuple[Path, Outcome], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outliers_plan, "FEWEST_TOKENS_PER_SHARD", 300)
     outcome = run(folder, tmp_path / "cut", "experts")
@@ -196,18 +197,22 @@ def test_nothing_to_check_is_nothing_to_do(folder: Path, tmp_path: Path, paramet
     assert len(found["outliers.report"]) == 1
 
 
-def test_when_only_the_functional_check_fails_the_results_are_kept(tmp_path: Path) -> None:
-    """The model's files change as soon as it has been scanned."""
+def test_when_only_the_functional_check_fails_the_results_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's files change when it has been scanned."""
     weights = save_tiny_model(tmp_path / "dense") / "model.safetensors"
+    run_shard = runner.run_shard
 
-    def change() -> None:
-        wait_until(lambda: list(tmp_path.glob("store/shards/outliers.scan/*/manifest.json")), 120, "a scan is finished")
-        weights.write_bytes(weights.read_bytes()[:-1000])
+    def changed_before_the_check(store: Store, spec: TaskSpec, *others: Any) -> Manifest:
+        if spec.task == ABLATION.name:
+            changed = weights.with_suffix(".new")
+            changed.write_bytes(weights.read_bytes()[:-1000])
+            changed.replace(weights)
+        return run_shard(store, spec, *others)
 
-    changing = threading.Thread(target=change)
-    changing.start()
+    monkeypatch.setattr(runner, "run_shard", changed_before_the_check)
     outcome = run(tmp_path, tmp_path / "store", "dense")
-    changing.join()
     [failure] = outcome.failures
     assert failure.startswith("dense (ablation): refused its input: model.source = ")
     assert "the model changed" in failure
@@ -246,45 +251,5 @@ def test_a_bad_text_ends_the_flow_once_and_before_any_model_is_loaded(folder: Pa
     assert str(failed.value).count("text.location") == 1
     assert "no model could be examined" not in str(failed.value)
     assert not list((tmp_path / "store").glob("shards/outliers.scan"))
-    assert not labelled(str(tmp_path))
     _, tasks = asyncio.run(seen("badtext"))
     assert sorted(tasks.values()) == ["Cancelled", "Failed"]
-
-
-@pytest.fixture(scope="module")
-def study_file(folder: Path) -> Path:
-    file = folder / "study.yaml"
-    models = [str(folder / "dense"), str(folder / "experts")]
-    file.write_text(yaml.safe_dump(STUDY | {"models": models, "execution": {"device": "cpu", "slots": 2}}))
-    return file
-
-
-def test_an_interrupted_sweep_stops_its_shards(study_file: Path, tmp_path: Path) -> None:
-    process = start("outliers", study_file, tmp_path / "store", subprocess.PIPE)
-    wait_until(lambda: len(labelled(str(tmp_path))) == 2, 60, "shards of both models run")
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
-    assert not labelled(str(tmp_path))
-
-
-@pytest.mark.timeout(1800)
-def test_kills_at_random_points_change_no_byte(study_file: Path, tmp_path: Path) -> None:
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish("outliers", study_file, undisturbed)
-
-    rng = random.Random(4)
-    killed = [
-        run_until_killed("outliers", study_file, disturbed, rng, "shard" if number % 2 else "flow")
-        for number in range(KILLS)
-    ]
-    finish("outliers", study_file, disturbed)
-
-    assert sum(killed) >= KILLS - 2
-    left, right = results(undisturbed), results(disturbed)
-    assert {kind: len(found) for kind, found in shards(disturbed).items()} == {
-        kind: len(found) for kind, found in shards(undisturbed).items()
-    }
-    assert len([name for name in left if name.endswith("final_analysis_results.json")]) == 2
-    assert sorted(left) == sorted(right)
-    assert [name for name in left if left[name] != right[name]] == []

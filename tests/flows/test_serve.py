@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from flows.server import answers, free_port
 from tests.flows.processes import wait_until
@@ -27,6 +28,7 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
         return json.load(response)
 
 
+@pytest.mark.slow
 def test_serve_starts_everything_and_stops_everything(tmp_path: Path) -> None:
     port, reports_port = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from flows.execution import Execution
 from flows.launchers.environments import check
+from flows.patching import patching
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.errors import BadInput
+from tests.flows.in_process import shards_in_process
 from tests.patching.planted import PLANTED, PLANTED_LAYER, PROMPTS, plant
 from tests.requirements import need
 
@@ -41,16 +42,13 @@ def store(vllm: None, tmp_path_factory: pytest.TempPathFactory, prefect_server: 
         contrast={"prompts_per_group": 16, "top_k_per_layer": 3},
         trials={"trials_per_cell": 40, "baseline_trials": 40, "max_new_tokens": 3, "temperature": 1.0},
         confirm={"trials_per_cell": 40},
-        execution={"device": "cpu", "slots": 1, "threads": 1},
     )
-    file = folder / "study.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    for engine in ENGINES:
-        command = [sys.executable, "-m", "flows", "patching", "--config", str(file), "--trials.engine", engine]
-        done = subprocess.run(
-            [*command, "--store", str(folder / "store")], capture_output=True, text=True, timeout=800, check=False
-        )
-        assert done.returncode == 0, done.stderr
+    execution = Execution(device="cpu", slots=1, threads=1)
+    with pytest.MonkeyPatch.context() as patch, shards_in_process():
+        patch.setenv("TOMOGRAPH_RUNTIME_DIR", str(folder / "runtime"))
+        for engine in ENGINES:
+            settings["trials"]["engine"] = engine
+            asyncio.run(patching(**settings, store=str(folder / "store"), execution=execution))
     return Store(folder / "store")
 
 

@@ -23,7 +23,7 @@ from tests.engines.cases import check, random_case
 from tests.engines.conftest import random_sae
 from tests.engines.reference import Reference
 from tests.models.test_adapter import save_adapter
-from tests.models.tiny import ALL_ARCHITECTURES, save_tiny_model, tiny_config, tiny_model
+from tests.models.tiny import ALL_ARCHITECTURES, by_layout, save_tiny_model, tiny_config, tiny_model
 
 pytestmark = pytest.mark.usefixtures("cache")
 FAMILIES = ("llama", "qwen3", "gemma2", "gemma3", "mistral", "gpt2")
@@ -158,8 +158,9 @@ def observed(loaded, ids):
     return [logits, changed, *seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.7, 0.1])
-@pytest.mark.parametrize("name", ALL_ARCHITECTURES)
+@pytest.mark.parametrize("name", by_layout(ALL_ARCHITECTURES))
 def test_a_model_with_little_memory_is_the_whole_model_bit_for_bit(name, share, tmp_path):
     ref = ModelRef(source=str(save_tiny_model(tmp_path / "model", name)))
     whole = load(ref)

@@ -6,8 +6,10 @@ bias or a wrong position changes the numbers instead of hiding behind the zeros 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -171,6 +173,21 @@ _MORE_SPECS: dict[str, tuple[str, dict]] = {
 ARCHITECTURES: list[str] = list(_SPECS)
 """Those that every engine is tried with."""
 ALL_ARCHITECTURES: list[str] = [*_SPECS, *_MORE_SPECS]
+LAYOUT_CLASSES: list[str] = [
+    "llama",  # the blocks at model.layers, a head of its own
+    "gemma3",  # embeddings that are scaled, and the head's too; two kinds of attention masks
+    "gpt2",  # the blocks at transformer.h, weights the other way round
+    "gpt_neox",  # attention and FFN in parallel
+    "opt_postnorm",  # projections around the stack, no final norm
+    "bloom",  # a norm after the embeddings, positions as a bias of the attention
+    "falcon_two_norms",  # in parallel, each with a norm of its own
+    "mixtral",  # experts that its checkpoint keeps one by one
+    "gpt_oss",  # experts that its checkpoint keeps as one tensor
+    "qwen3_next",  # linear attention
+    "deepseek_v3",  # compressed keys and values, groups of experts
+    "nemotron_h",  # blocks of one part each
+]
+"""One architecture of each way in which a model's parts lie."""
 EXPERT_MODELS: list[str] = [
     "olmoe",
     "mixtral",
@@ -182,6 +199,11 @@ EXPERT_MODELS: list[str] = [
     "deepseek_v3",
 ]
 """Mixtures of experts among all."""
+
+
+def by_layout(names: Sequence[str]) -> list:
+    """Parameters of a costly test: the architectures of ``LAYOUT_CLASSES`` in every run, the others nightly."""
+    return [name if name in LAYOUT_CLASSES else pytest.param(name, marks=pytest.mark.nightly) for name in names]
 
 
 def tiny_config(name: str, **overrides):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -59,9 +61,19 @@ def test_any_number_of_threads_gives_the_same(threads, monkeypatch) -> None:
     np.testing.assert_array_equal(parts["rest"].peak, peaks(sequences, POSITIONS["rest"]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("lengths", "d"), [([7, 3], 20), ([1, 1], 8), ([33, 40], 70)], ids=str)
+SHAPES = (([7, 3], 20), ([1, 1], 8), ([33, 40], 70))
+SIDES = ("left", "right")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "side", "lengths", "d"),
+    [
+        *(("bfloat16", side, *shape) for side, shape in product(SIDES, SHAPES)),
+        *((dtype, side, *SHAPES[0]) for dtype, side in product(("float32", "float16"), SIDES)),
+    ],
+    ids=str,
+)
 def test_the_gpus_kernels_give_the_same(dtype, side, lengths, d, monkeypatch) -> None:
     """In Triton's interpreter where there is no GPU. Ratios are rounded differently, so values at the edge of the
     relative criterion are kept out of the drawing."""

@@ -15,6 +15,8 @@ import pytest
 
 from tests.models.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = "1" * 40, "2" * 40
 
 

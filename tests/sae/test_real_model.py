@@ -20,6 +20,9 @@ LAYER = 2
 """Its block changes the stream by half of its variance; most blocks of this model by a tenth only."""
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     return load(ModelRef())

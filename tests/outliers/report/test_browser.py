@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from tasks.report.numbers import NBSP
 from tests.outliers.report.pages import Report
 from tests.outliers.report.worlds import HOSTILE, SMALL, SWEEP
 from tests.report.opened import Opened, check_nothing_is_cut, check_opened, open_page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 OPEN_ALL = "document.querySelectorAll('details').forEach(d => d.open = true)"
 ALL_DRAWN = "() => [...document.querySelectorAll('.plot')].every(n => n.querySelector('svg.main-svg'))"
@@ -30,6 +30,21 @@ def page(opened: Opened) -> Iterator[Page]:
     opened.page.set_viewport_size({"width": 1280, "height": 900})
 
 
+@pytest.fixture(scope="module")
+def open_once(
+    request: pytest.FixtureRequest, browser: Browser, opened: Opened, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Opened]:
+    """The page of a report, by the name of its fixture, as the tests before have left it."""
+    pages = {"sweep": opened}
+
+    def page_of(name: str) -> Opened:
+        if name not in pages:
+            pages[name] = open_page(browser, request.getfixturevalue(name).html, tmp_path_factory.mktemp(name))
+        return pages[name]
+
+    return page_of
+
+
 def test_figures_of_closed_models_wait_until_they_are_opened(page, opened, sweep: Report):
     drawn = "document.querySelectorAll('.plot svg.main-svg').length"
     closed = page.locator("details.model:not([open]) .plot")
@@ -43,15 +58,14 @@ def test_figures_of_closed_models_wait_until_they_are_opened(page, opened, sweep
 
 
 @pytest.mark.parametrize("name", ["one", "moe", "none", "failed"])
-def test_opens_offline_without_errors_or_requests(name, request, browser, tmp_path):
+def test_opens_offline_without_errors_or_requests(name, request, open_once):
     report: Report = request.getfixturevalue(name)
-    opened = open_page(browser, report.html, tmp_path)
+    opened = open_once(name)
     check_opened(report.html, opened)
     check_nothing_is_cut(opened.page)
     for width in (375, 1600):
         opened.page.set_viewport_size({"width": width, "height": 900})
         opened.page.wait_for_function("w => document.documentElement.scrollWidth <= w", arg=width)
-    opened.page.context.close()
 
 
 @pytest.mark.parametrize("width", [375, 820, 1280, 1600])
@@ -174,8 +188,8 @@ def test_run_facts_are_filled_in(page):
 
 
 @pytest.mark.parametrize("name", ["sweep", "one", "moe"])
-def test_structure_for_screen_readers(name, request, browser, tmp_path):
-    page = open_page(browser, request.getfixturevalue(name).html, tmp_path).page
+def test_structure_for_screen_readers(name, open_once):
+    page = open_once(name).page
     page.evaluate(OPEN_ALL)
     levels = page.eval_on_selector_all("h1, h2, h3, h4", "nodes => nodes.map(n => Number(n.tagName[1]))")
     assert levels[0] == 1
@@ -186,4 +200,3 @@ def test_structure_for_screen_readers(name, request, browser, tmp_path):
     assert page.eval_on_selector_all("table", "nodes => nodes.filter(n => !n.querySelector('th')).length") == 0
     targets = page.eval_on_selector_all("nav a", "nodes => nodes.map(n => n.hash)")
     assert all(page.locator(target).count() == 1 for target in targets)
-    page.context.close()

@@ -13,7 +13,7 @@ from tests.patching.report.pages import Report
 from tests.patching.report.synthetic import PROMPTS
 from tests.report.opened import check_nothing_is_cut, check_opened, open_page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def points(page, figure: str) -> list[int]:

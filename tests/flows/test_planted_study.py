@@ -1,6 +1,15 @@
-"""Planted truth: what is there is found, alone; where nothing is, almost nothing is found."""
+"""Planted truth: what is there is found, alone; where nothing is, almost nothing is found.
+
+The patching flow as it is, with its shards in threads.
+"""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,23 +17,56 @@ import pyarrow.compute as pc
 import pytest
 from scipy.stats import binom
 
+from flows.execution import Execution
+from flows.patching import patching
 from tasks.artifacts.shard import Shard
 from tasks.artifacts.store import Store
 from tasks.engines.bank import Bank
 from tasks.patching.tryout import Tryout
 from tasks.runner import run_shard
-from tests.patching.in_process import Study, run_study
+from tests.flows.finished import finished_stages
+from tests.flows.in_process import shards_in_process
 from tests.patching.planted import LAYERS, N_TRIALS, PLANTED, PLANTED_LAYER, PREFIX, PROMPTS, plant
 
 
+@dataclass
+class Study:
+    """Finished shards by stage."""
+
+    store: Store
+    choices: Shard
+    contrast: Shard
+    screen: list[Shard]
+    survivors: Shard
+    trials: list[Shard]
+    verdict: Shard
+    words: Shard
+
+
+def run(settings: dict[str, Any], store: str) -> Study:
+    asyncio.run(patching(**settings, store=store, execution=Execution(device="cpu", slots=2, threads=1)))
+    stages = finished_stages(Store(store))
+    single = {name: stages[name][0] for name in ("choices", "contrast", "survivors", "verdict", "words")}
+    return Study(Store(store), screen=stages["screen"], trials=stages["trials"], **single)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_process(prefect_server: str) -> Iterator[None]:
+    with shards_in_process():
+        yield
+
+
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory) -> dict:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return plant(tmp_path_factory.mktemp("planted")).settings()
 
 
 @pytest.fixture(scope="module")
-def study(settings, tmp_path_factory) -> Study:
-    return run_study(Store(tmp_path_factory.mktemp("store")), settings)
+def study(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOMOGRAPH_RUNTIME_DIR", str(folder / "runtime"))
+        return run(settings, str(folder / "store"))
 
 
 def test_the_planted_feature_is_the_only_discovery_and_is_confirmed(study):
@@ -124,8 +166,8 @@ def test_masses_are_the_screens_and_answers_the_first_of_the_baseline(study):
         assert tryout.text == f"<s>{PROMPTS[tryout.prompt]}{PREFIX}" == "".join(tryout.tokens)
 
 
-def test_a_study_kept_in_s3_holds_the_same_as_one_on_disk(study, settings, s3_store):
-    again = run_study(s3_store, settings)
+def test_a_study_kept_in_s3_holds_the_same_as_one_on_disk(study, settings, s3_url):
+    again = run(settings, f"{s3_url}/store")
     for stage in ("contrast", "survivors", "verdict", "words"):
         here, there = getattr(study, stage).manifest, getattr(again, stage).manifest
         assert here.counts == there.counts
@@ -137,8 +179,11 @@ def test_a_study_kept_in_s3_holds_the_same_as_one_on_disk(study, settings, s3_st
 
 
 @pytest.mark.slow
-def test_null_studies_discover_something_at_most_as_often_as_alpha(tmp_path):
-    """200 studies of features that write nothing, each on seeds of its own, at q = 0.05 and any effect size."""
+def test_null_studies_discover_something_at_most_as_often_as_alpha(tmp_path: Path) -> None:
+    """Studies of features that write nothing, each on seeds of its own, at q = 0.05 and any effect size.
+
+    That the statistics alone keep to alpha is shown on 200 in tests/patching/test_families.py.
+    """
     quiet = plant(tmp_path).settings(
         saes={"kind": "saelens", "location": str(tmp_path / "saes" / "layer_{layer}"), "layers": [1]},
         contrast={"prompts_per_group": 16, "top_k_per_layer": 3},
@@ -146,14 +191,14 @@ def test_null_studies_discover_something_at_most_as_often_as_alpha(tmp_path):
         confirm={"enabled": False},
         verdict={"min_effect": 0.0},
     )
-    store = Store(tmp_path / "store")
-    study = run_study(store, quiet)
-    n, found = 200, {"primary": 0, "secondary": 0}
-    contrast, survivors = study.contrast.manifest, study.survivors.manifest
+    study = run(quiet, str(tmp_path / "store"))
+    n, found = 12, {"primary": 0, "secondary": 0}
     for seed in range(n):
-        specs = study.plan.discovery(contrast, survivors, None)
-        trials = [run_shard(store, spec.model_copy(update={"seed": 1000 + seed})) for spec in specs]
-        verdict = Shard(store, run_shard(store, study.plan.verdict(survivors, trials)).spec.path)
+        specs = [shard.manifest.spec.model_copy(update={"seed": 1000 + seed}) for shard in study.trials]
+        trials = [run_shard(study.store, spec) for spec in specs]
+        again = study.verdict.manifest.spec
+        inputs = again.inputs | {"trials": [manifest.ref for manifest in trials]}
+        verdict = Shard(study.store, run_shard(study.store, again.model_copy(update={"inputs": inputs})).spec.path)
         for name, family in verdict.json("findings")["families"].items():
             found[name] += family["discoveries"] > 0
-    assert max(found.values()) <= binom.ppf(0.975, n, 0.05)
+    assert max(found.values()) <= binom.ppf(0.99, n, 0.05)
