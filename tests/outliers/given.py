@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow as pa
 from pydantic import BaseModel
 
 from tasks.context import ShardContext
+from tasks.outliers.tables import TABLES
 from tasks.spec import TaskKind
+
+DECLARED = {table.name: table for table in TABLES}
 
 
 class GivenParams(BaseModel):
@@ -18,7 +20,7 @@ class GivenParams(BaseModel):
 
 def run(ctx: ShardContext) -> None:
     for name, rows in ctx.params.tables.items():
-        ctx.table(name, pa.Table.from_pylist(rows))
+        ctx.table(name, DECLARED[name].from_rows(rows))
     for name, value in ctx.params.jsons.items():
         ctx.json(name, value)
 
