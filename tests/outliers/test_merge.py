@@ -39,7 +39,7 @@ def together(sequences) -> dict[str, PartState]:
 
 
 @pytest.mark.parametrize("part", ["first", "rest"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_any_grouping_and_order(sequences, together, part, data) -> None:
     order = data.draw(st.permutations(range(len(sequences))))

@@ -61,7 +61,7 @@ def test_any_number_of_threads_gives_the_same(threads, monkeypatch) -> None:
     np.testing.assert_array_equal(parts["rest"].peak, peaks(sequences, POSITIONS["rest"]))
 
 
-SHAPES = (([7, 3], 20), ([1, 1], 8), ([33, 40], 70))
+SHAPES = (([7, 3], 20), ([1, 1], 8), ([33, 2], 70))  # the last: more than one tile and more than one block
 SIDES = ("left", "right")
 
 
