@@ -46,7 +46,7 @@ def results(store: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(p for p in store.rglob("*") if p.is_file()):
         name, data = str(path.relative_to(store)), path.read_bytes()
-        if "/report." in f"/{name}" and ("report" in path.name or path.name == "manifest.json"):
+        if ".report/" in name and ("report" in path.name or path.name == "manifest.json"):
             continue
         if path.name == "manifest.json":
             manifest = json.loads(data)
