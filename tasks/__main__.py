@@ -144,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--exit-with-parent", action="store_true", help="end when standard input is closed")
     forks = commands.add_parser("fork-server", help="fork for each shard that a flow asks for; started by flows")
     forks.add_argument("socket", type=int, help="number of an open Unix socket")
-    forks.add_argument("--store", metavar="STORE", help="of the shards; for those who look at the list of processes")
+    forks.add_argument(
+        "--store", metavar="STORE", type=location, help="of the shards; for those who look at the list of processes"
+    )
     forks.add_argument("--threads", type=_positive, metavar="N", help="CPU threads of each shard")
     return parser
 

@@ -55,7 +55,9 @@ def test_a_planted_feature_is_the_only_discovery_and_is_confirmed():
     assert stop["confirmation_n_a"] == 60
     assert stop["confirmation_q"] <= 0.05
     assert rows[5, "risky", "bet"]["effect"] < -0.1
-    assert verdict.confirm.to_pylist() == [{"candidate": 5, "layer": layer_of(5), "feature": 1005}]
+    assert verdict.confirm.to_pylist() == [
+        {"candidate": 5, "layer": layer_of(5), "feature": 1005, "prompts": ["risky"]}
+    ]
     assert verdict.findings["features"] == [5]
     assert verdict.findings["strongest"][0]["discovery"]
     assert (stop["family"], stop["predicted"], stop["direction"], stop["confirmation_direction"]) == (
