@@ -19,6 +19,8 @@ import os
 import selectors
 import signal
 import socket
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -102,13 +104,9 @@ def _become_shard(of_server: Sequence[socket.socket], descriptors: list[int], ar
     except SystemExit as end:  # of the parser of arguments
         status = end.code if isinstance(end.code, int) else 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
-            import sys
-
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)

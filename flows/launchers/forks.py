@@ -70,6 +70,7 @@ class ForkServer:
         self._process: asyncio.subprocess.Process | None = None
         self._forks: dict[int, Fork] = {}
         self._ids = itertools.count()
+        self._starting = asyncio.Lock()
 
     async def fork(
         self,
@@ -83,8 +84,10 @@ class ForkServer:
 
         program, environment: the server's command but for its socket; they count when it has to be started.
         """
-        if self._socket is None:
-            await self._start(program, environment)
+        async with self._starting:  # slots ask side by side
+            if self._socket is None:
+                self._socket = await self._start(program, environment)
+            requests = self._socket
         stdin, feed = os.pipe()
         (stdout, out), (stderr, err) = await _reader(), await _reader()
         fork = Fork(feed, stdout, stderr)
@@ -92,9 +95,10 @@ class ForkServer:
         self._forks[number] = fork
         request = {"id": number, "arguments": list(arguments), "preload": list(preload)}
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], [stdin, out, err, *held])
-        except OSError:
-            self._lost()
+            socket.send_fds(requests, [json.dumps(request).encode()], [stdin, out, err, *held])
+        except OSError:  # the server has just ended
+            del self._forks[number]
+            fork.lose()
         finally:
             for descriptor in (stdin, out, err):
                 os.close(descriptor)
@@ -108,7 +112,7 @@ class ForkServer:
             await self._process.wait()
             self._process = None
 
-    async def _start(self, program: Sequence[str], environment: Mapping[str, str]) -> None:
+    async def _start(self, program: Sequence[str], environment: Mapping[str, str]) -> socket.socket:
         if self._process is not None:
             await self._process.wait()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -123,8 +127,8 @@ class ForkServer:
                 start_new_session=True,
             )
         ours.setblocking(False)
-        self._socket = ours
         asyncio.get_running_loop().add_reader(ours, self._read)
+        return ours
 
     def _read(self) -> None:
         try:

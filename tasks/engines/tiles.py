@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 
 from tasks.engines.interface import Edit, Trial
 
@@ -29,9 +28,9 @@ def prefix_key(prompt: tuple[int, ...], edit: Edit | None) -> PrefixKey:
     return prompt, edit if edit is not None and edit.scope == "all" else None
 
 
-def cell_of(trial: Trial) -> Trial:
+def cell_of(trial: Trial) -> tuple:
     """The trial but for its id and seed: trials of one cell are equal in this."""
-    return replace(trial, id=0, seed=0)
+    return trial.prompt, trial.edit, trial.max_new_tokens, trial.temperature, trial.top_p
 
 
 class TrialQueue:
@@ -72,19 +71,14 @@ class TrialQueue:
         return taken
 
     def next_cell(self) -> int:
-        """How many trials of the cell that waits longest can follow each other."""
-        return sum(1 for _ in self._cell())
-
-    def take_cell(self, n: int) -> list[Trial]:
-        """At most n trials of the cell that waits longest."""
-        first = next(iter(self._waiting))
-        return self.take(first, min(n, self.next_cell()))
-
-    def _cell(self) -> Iterator[Trial]:
-        """Trials at the front of the first prefix that differ in their seeds alone."""
+        """How many trials wait together at the front of the first prefix that differ in their seeds alone."""
         waiting = next(iter(self._waiting.values()))
         cell = cell_of(waiting[0])
-        return itertools.takewhile(lambda trial: cell_of(trial) == cell, waiting)
+        return sum(1 for _ in itertools.takewhile(lambda trial: cell_of(trial) == cell, waiting))
+
+    def take_cell(self, n: int) -> list[Trial]:
+        """The next n of these, which may be fewer than all."""
+        return self.take(next(iter(self._waiting)), n)
 
     def neediest(self, served: Iterable[PrefixKey]) -> PrefixKey | None:
         """The prefix with the most trials per tile, if it got one more; `served`: the prefixes of other tiles."""

@@ -64,6 +64,19 @@ def test_all_shards_of_a_run_are_forks_of_one_process(tmp_path: Path) -> None:
     assert not labelled(str(tmp_path))
 
 
+def test_shards_that_start_side_by_side_share_a_process(tmp_path: Path) -> None:
+    async def body(launcher: ProcessLauncher) -> int:
+        with lease() as held:
+            runs = [run_of(tmp_path, SquaresParams(n=n, sleep_s=0.2)) for n in (3, 4)]
+            handles = await asyncio.gather(*(launcher.start(run, held) for run in runs))
+            servers = [child for child in psutil.Process().children() if "fork-server" in child.cmdline()]
+            for handle in handles:
+                assert (await ended(launcher, handle)).error() is None
+            return len(servers)
+
+    assert with_launcher(body) == 1
+
+
 def test_modules_are_loaded_once_and_before_the_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow_library.py").write_text("import os; print('loaded in', os.getpid(), file=open('loads', 'a'))")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
