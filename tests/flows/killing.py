@@ -84,3 +84,19 @@ def run_until_killed(flow: str, study_file: Path, store: Path, rng: random.Rando
     process.wait()
     wait_until(lambda: not labelled(str(store)), 20, "shards of a killed flow end")
     return True
+
+
+def killed_and_undisturbed(
+    flow: Any, study_file: Path, folder: Path, kills: int, seed: int
+) -> tuple[int, dict[str, bytes], dict[str, bytes]]:
+    """Run a study to its end without and with kills: how many there were, and the results of both.
+
+    Flow and shard are killed in turn. The stores are ``undisturbed`` and ``disturbed`` in ``folder``.
+    """
+    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+    finish_here(flow, study_file, undisturbed)
+    rng = random.Random(seed)
+    whom = ["shard" if number % 2 else "flow" for number in range(kills)]
+    killed = [run_until_killed(flow.name, study_file, disturbed, rng, victim) for victim in whom]
+    finish(flow.name, study_file, disturbed)
+    return sum(killed), results(undisturbed), results(disturbed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import yaml
 
 from flows.outliers import outliers
-from tests.flows.killing import finish, finish_here, results, run_until_killed, start
+from tests.flows.killing import killed_and_undisturbed, start
 from tests.flows.processes import labelled, wait_until
 from tests.models.tiny import save_tiny_model
 
@@ -50,20 +49,10 @@ def test_models_run_side_by_side_and_an_interrupted_sweep_stops_their_shards(stu
 
 @pytest.mark.timeout(1800)
 def test_kills_at_random_points_change_no_byte(study_file: Path, tmp_path: Path) -> None:
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish_here(outliers, study_file, undisturbed)
-
-    rng = random.Random(4)
-    killed = [
-        run_until_killed("outliers", study_file, disturbed, rng, "shard" if number % 2 else "flow")
-        for number in range(KILLS)
-    ]
-    finish("outliers", study_file, disturbed)
-
-    assert sum(killed) >= KILLS - 1
-    left, right = results(undisturbed), results(disturbed)
-    for store in (undisturbed, disturbed):
-        assert len(list(store.glob("shards/*/*/manifest.json"))) == SHARDS
+    killed, left, right = killed_and_undisturbed(outliers, study_file, tmp_path, KILLS, seed=4)
+    assert killed >= KILLS - 1
+    for name in ("undisturbed", "disturbed"):
+        assert len(list(tmp_path.glob(f"{name}/shards/*/*/manifest.json"))) == SHARDS
     assert len([name for name in left if name.endswith("final_analysis_results.json")]) == 2
     assert sorted(left) == sorted(right)
     assert [name for name in left if left[name] != right[name]] == []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 import yaml
 
 from flows.patching import patching
-from tests.flows.killing import finish, finish_here, results, run_until_killed
+from tests.flows.killing import killed_and_undisturbed
 from tests.patching.planted import plant
 
 KILLS = 6
@@ -33,18 +32,8 @@ def study_file(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_kills_at_random_points_change_no_byte(prefect_server, study_file, tmp_path):
-    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    finish_here(patching, study_file, undisturbed)
-
-    rng = random.Random(20)
-    killed = [
-        run_until_killed("patching", study_file, disturbed, rng, "shard" if number % 2 else "flow")
-        for number in range(KILLS)
-    ]
-    finish("patching", study_file, disturbed)
-
-    assert sum(killed) >= KILLS - 2
-    left, right = results(undisturbed), results(disturbed)
+    killed, left, right = killed_and_undisturbed(patching, study_file, tmp_path, KILLS, seed=20)
+    assert killed >= KILLS - 2
     assert len([name for name in left if name.endswith("manifest.json")]) >= FEWEST_SHARDS
     assert {name for name in left if name.endswith((".parquet", ".safetensors"))}
     assert sorted(left) == sorted(right)
